@@ -1,0 +1,70 @@
+"""Direct Noise Optimization: the method, in plain PyTorch.
+
+Tang et al., "Inference-Time Alignment of Diffusion Models with Direct Noise Optimization",
+ICML 2025 (arXiv 2405.18881). Start at `optimize`; the words are those of the paper: noise z,
+the map M(z), reward, probability regularizer, P(z).
+"""
+
+from .check import GradientMismatch, verify_gradient
+from .estimators import Backpropagation, GradientEstimator
+from .loop import Iteration, Settings, Update, optimize
+from .objective import Reward, Term, TermInfo, objective, weights_of
+from .optimizers import OPTIMIZERS, NoiseOptimizer
+from .problem import Decoder, Evaluation, FunctionDecoder, NonFinite, Problem
+from .regularizers import NoRegularizer, PermutationRegularizer, Regularizer
+from .sampler import Denoiser, NoiseMap, Path, SamplerMap, sample, sweep, vjp
+from .steps import Step, ddim_steps, flow_steps, noise_count, vp_sigmas
+from .stop import StopRule, after_iterations, after_seconds, first_reason
+from .trajectory import Frames, Record, Recorder, Trajectory, best_iterations
+from .typicality import TYPICAL, Typicality, TypicalityReading, null_distribution
+
+__all__ = [
+    "OPTIMIZERS",
+    "TYPICAL",
+    "Backpropagation",
+    "Decoder",
+    "Denoiser",
+    "Evaluation",
+    "Frames",
+    "FunctionDecoder",
+    "GradientEstimator",
+    "GradientMismatch",
+    "Iteration",
+    "NoRegularizer",
+    "NoiseMap",
+    "NoiseOptimizer",
+    "NonFinite",
+    "Path",
+    "PermutationRegularizer",
+    "Problem",
+    "Record",
+    "Recorder",
+    "Regularizer",
+    "Reward",
+    "SamplerMap",
+    "Settings",
+    "Step",
+    "StopRule",
+    "Term",
+    "TermInfo",
+    "Trajectory",
+    "Typicality",
+    "TypicalityReading",
+    "Update",
+    "after_iterations",
+    "after_seconds",
+    "best_iterations",
+    "ddim_steps",
+    "first_reason",
+    "flow_steps",
+    "noise_count",
+    "null_distribution",
+    "objective",
+    "optimize",
+    "sample",
+    "sweep",
+    "verify_gradient",
+    "vjp",
+    "vp_sigmas",
+    "weights_of",
+]

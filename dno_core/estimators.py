@@ -1,0 +1,31 @@
+"""Gradient estimators: how d objective / d z is had."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from .problem import Evaluation, Problem
+
+
+class GradientEstimator(Protocol):
+    """`differentiates`: whether the evaluation must bring d objective / d image."""
+
+    @property
+    def differentiates(self) -> bool: ...
+
+    def __call__(self, problem: Problem, z: Tensor, evaluation: Evaluation, key: int) -> Tensor:
+        """d objective / d z, shaped as z. `key` seeds what is random in it."""
+        ...
+
+
+class Backpropagation:
+    """The exact gradient, through reward, decoder and every step of the sampler."""
+
+    differentiates = True
+
+    def __call__(self, problem: Problem, z: Tensor, evaluation: Evaluation, key: int) -> Tensor:
+        if evaluation.image_gradient is None:
+            raise ValueError("The evaluation has no image gradient. Evaluate with differentiate.")
+        return problem.gradient(z, evaluation, evaluation.image_gradient)

@@ -1,0 +1,139 @@
+"""The optimization of the noise, as a generator: the caller owns stopping, progress and pauses."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .check import verify_gradient
+from .estimators import Backpropagation, GradientEstimator
+from .optimizers import NoiseOptimizer, clip_per_image
+from .problem import NonFinite, Problem
+from .regularizers import PermutationRegularizer, Regularizer
+from .typicality import Typicality, TypicalityReading
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may change while a run goes on; read anew for every iteration.
+
+    `gamma` is the strength of the regularizer, `weights` the terms', `clip` the largest gradient
+    norm of an image (0: no clip).
+    """
+
+    learning_rate: float
+    gamma: float
+    weights: tuple[float, ...]
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Update:
+    """The step that led to an iteration, per image [B]: the gradient's norm before the clip
+    (regularizer included), the regularizer's value."""
+
+    gradient_norm: Tensor
+    penalty: Tensor
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration: noise `z` [N,B,C,H,W] and all that came out of it, on the run's device.
+
+    `latent` x_T [B,C,H,W]; `image` [B,3,H,W] in [0,1]; `scores` [K,B]; `objective` [B];
+    `saturated` [B]; `settings` those that weigh its objective and shape the step after it;
+    `seconds` spent on it, pauses excluded; `optimizer_state` belongs to `z`, to go on from.
+    """
+
+    index: int
+    z: Tensor
+    latent: Tensor
+    image: Tensor
+    scores: Tensor
+    objective: Tensor
+    saturated: Tensor
+    typicality: TypicalityReading
+    settings: Settings
+    update: Update | None
+    seconds: float
+    optimizer_state: dict[str, Any] = field(repr=False)
+
+
+def optimize(
+    problem: Problem,
+    z: Tensor,
+    settings_at: Callable[[int], Settings],
+    *,
+    seed: int,
+    optimizer: str = "adam",
+    estimator: GradientEstimator | None = None,
+    regularizer: Regularizer | None = None,
+    typicality: Typicality | None = None,
+    check_tolerance: float | None = 0.05,
+    start: int = 0,
+    optimizer_state: dict[str, Any] | None = None,
+) -> Iterator[Iteration]:
+    """Yield one Iteration after another, without end, climbing from noise z [N,B,C,H,W].
+
+        z <- optimizer(z, d objective / dz - gamma d L_reg / dz)
+
+    Every image of the batch is a problem of its own. All that is random is keyed by (seed,
+    iteration), so a run continued at `start` with the last noise and `optimizer_state` repeats
+    an uninterrupted one. `check_tolerance` bounds the relative error of the first gradient
+    against a finite difference (None: no check).
+
+    Raises NonFinite (what was yielded before stays good) and GradientMismatch.
+    """
+    estimator = estimator or Backpropagation()
+    regularizer = regularizer or PermutationRegularizer()
+    typicality = typicality or Typicality()
+    z = z.detach().clone()
+    stepper = NoiseOptimizer(optimizer, z)
+    if optimizer_state is not None:
+        stepper.restore(optimizer_state)
+    update = None
+    resumed = time.perf_counter()
+    for index in itertools.count(start):
+        settings = settings_at(index)
+        evaluation = problem.evaluate(z, settings.weights, estimator.differentiates)
+        yield Iteration(
+            index=index,
+            z=z,
+            latent=evaluation.path.final,
+            image=evaluation.image,
+            scores=evaluation.scores,
+            objective=evaluation.objective,
+            saturated=evaluation.saturated,
+            typicality=typicality(z),
+            settings=settings,
+            update=update,
+            seconds=time.perf_counter() - resumed,
+            optimizer_state=stepper.state(),
+        )
+        resumed = time.perf_counter()
+        key = iteration_key(seed, index)
+        gradient = estimator(problem, z, evaluation, key)
+        if check_tolerance is not None and index == start and estimator.differentiates:
+            verify_gradient(problem, z, evaluation, gradient, check_tolerance)
+        penalty, pull = regularizer.penalty(z, key)
+        clipped, norm = clip_per_image(gradient - settings.gamma * pull, settings.clip)
+        if not bool(torch.isfinite(norm).all()):
+            raise NonFinite(
+                f"The gradient of iteration {index} holds NaN or infinity. Lower the learning "
+                "rate, or run the model in a wider precision (bf16 or fp32)."
+            )
+        update = Update(norm, penalty)
+        z = stepper.step(clipped, settings.learning_rate)
+
+
+def iteration_key(seed: int, index: int) -> int:
+    """A 63-bit key for the generators of one iteration, far from the seeds users choose."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + (index + 1) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    mixed ^= mixed >> 31
+    return (mixed * 0x94D049BB133111EB & (2**64 - 1)) >> 1

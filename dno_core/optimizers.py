@@ -1,0 +1,62 @@
+"""The optimizers of the noise: torch's own, with a learning rate that may change while they run."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OPTIMIZERS = ("adam", "sgd")
+
+
+class NoiseOptimizer:
+    """Adam without weight decay, or SGD with Nesterov momentum 0.9, ascending.
+
+    Weight decay would by itself shrink the noise out of the typical set. Both act number by
+    number, so every image of a batch keeps its own moments.
+    """
+
+    def __init__(self, name: str, z: Tensor) -> None:
+        """`z` is copied, never changed. Raises ValueError for an unknown name."""
+        self.name = name
+        self._parameter = torch.nn.Parameter(z.detach().clone())
+        if name == "adam":
+            self._inner: torch.optim.Optimizer = torch.optim.Adam(
+                [self._parameter], weight_decay=0.0, maximize=True
+            )
+        elif name == "sgd":
+            self._inner = torch.optim.SGD(
+                [self._parameter], lr=1.0, momentum=0.9, nesterov=True, maximize=True
+            )
+        else:
+            raise ValueError(f"The optimizer '{name}' is unknown. Use one of {OPTIMIZERS}.")
+
+    def step(self, gradient: Tensor, learning_rate: float) -> Tensor:
+        """One ascent step along `gradient`; returns the new noise as a tensor of its own."""
+        for group in self._inner.param_groups:
+            group["lr"] = learning_rate
+        self._parameter.grad = gradient.to(self._parameter)
+        self._inner.step()
+        self._parameter.grad = None
+        return self._parameter.detach().clone()
+
+    def state(self) -> dict[str, Any]:
+        """A copy of the moments, which later steps do not change."""
+        return copy.deepcopy(self._inner.state_dict())
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._inner.load_state_dict(state)
+
+
+def clip_per_image(gradient: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """Scale the gradient [N,B,...] of every image to a norm of at most `limit`; also its norm [B].
+
+    A limit of 0 leaves it as it is.
+    """
+    norm = gradient.movedim(1, 0).flatten(1).norm(dim=1)
+    if limit <= 0:
+        return gradient, norm
+    factor = (limit / norm.clamp_min(1e-12)).clamp(max=1.0)
+    return gradient * factor.view(1, -1, *[1] * (gradient.ndim - 2)), norm

@@ -1,0 +1,115 @@
+"""One problem: from noise to scores, and from scores back to the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .objective import Term, TermInfo, objective
+from .sampler import NoiseMap, Path, vjp
+
+
+class Decoder(Protocol):
+    """Latent x_T [B,C,h,w] -> image float32 [B,3,H,W], nominally in [0,1] but not clamped."""
+
+    def decode(self, x: Tensor) -> Tensor: ...
+
+    def pull(self, x: Tensor, v: Tensor) -> Tensor:
+        """J^T v for v = d objective / d image."""
+        ...
+
+
+@dataclass(frozen=True)
+class FunctionDecoder:
+    """A decoder from a plain differentiable function, recomputed whole for its gradient."""
+
+    function: Callable[[Tensor], Tensor]
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        return self.function(x).float()
+
+    def pull(self, x: Tensor, v: Tensor) -> Tensor:
+        return vjp(lambda x: self.function(x).to(v.dtype), [x], v)[0]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one noise gave: `image` [B,3,H,W] clamped as it will be saved, `scores` [K,B],
+    `objective` [B], `saturated` [B] the share of clamped pixel values, `image_gradient`
+    [B,3,H,W] = d objective / d image where it was asked for.
+    """
+
+    path: Path
+    image: Tensor
+    scores: Tensor
+    objective: Tensor
+    saturated: Tensor
+    image_gradient: Tensor | None = None
+
+
+class NonFinite(RuntimeError):
+    """A NaN or an infinity came out of the model, the decoder, the reward or the gradient."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """maximize sum of weight * goal(reward(M(z))) / scale over the noise z [N,B,C,H,W]."""
+
+    noise_map: NoiseMap
+    decoder: Decoder
+    terms: tuple[Term, ...]
+
+    @property
+    def infos(self) -> tuple[TermInfo, ...]:
+        return tuple(term.info for term in self.terms)
+
+    def evaluate(
+        self, z: Tensor, weights: Sequence[float], differentiate: bool = False
+    ) -> Evaluation:
+        """Forward, decode, score. Raises NonFinite where the result is not a number."""
+        path = self.noise_map.forward(z)
+        raw = self.decoder.decode(path.final)
+        _require_finite(raw, "The decoded image")
+        image = raw.clamp(0, 1)
+        saturated = (raw != image).flatten(1).float().mean(1)
+        scores, total, gradient = self.score(image, weights, differentiate)
+        return Evaluation(path, image, scores, total, saturated, gradient)
+
+    def score(
+        self, image: Tensor, weights: Sequence[float], differentiate: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scores [K,B], objective [B] and, if asked, d objective / d image.
+
+        Each term's graph is freed before the next term is scored.
+        """
+        scores, gradient = [], torch.zeros_like(image) if differentiate else None
+        for term, weight in zip(self.terms, weights, strict=True):
+            wanted = gradient is not None and weight != 0 and term.reward.differentiable
+            with torch.set_grad_enabled(wanted):
+                leaf = image.detach().requires_grad_(wanted)
+                score = term.reward.score(leaf, term.context)
+                if gradient is not None and wanted:
+                    part = objective([term.info], score[None], [weight]).sum()
+                    gradient += torch.autograd.grad(part, leaf)[0]
+            _require_finite(score, f"The score of '{term.reward.name}'")
+            scores.append(score.detach().float())
+        stacked = torch.stack(scores)
+        return stacked, objective(self.infos, stacked, weights), gradient
+
+    def gradient(self, z: Tensor, evaluation: Evaluation, image_gradient: Tensor) -> Tensor:
+        """d objective / d z for a given d objective / d image: decode and sweep, pulled back."""
+        v = self.decoder.pull(evaluation.path.final, image_gradient)
+        return self.noise_map.pull(z, evaluation.path, v)
+
+
+def _require_finite(values: Tensor, what: str) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise NonFinite(
+            f"{what} holds NaN or infinity. Lower the learning rate, or run the model in a wider "
+            "precision (bf16 or fp32)."
+        )

@@ -1,0 +1,54 @@
+"""Probability regularizers: what keeps the noise one that a Gaussian could have drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .permutations import Permutations, permutation_penalty
+from .typicality import flatten
+
+
+class Regularizer(Protocol):
+    """A penalty on noise z [N,B,...] whose gradient joins the objective's."""
+
+    @property
+    def gamma(self) -> float:
+        """Strength, in units of the objective (so the same for every reward)."""
+        ...
+
+    def penalty(self, z: Tensor, key: int) -> tuple[Tensor, Tensor]:
+        """L_reg [B] and its gradient, shaped as z. `key` seeds what is random in it."""
+        ...
+
+
+@dataclass(frozen=True)
+class PermutationRegularizer:
+    """The paper's regularizer (Tang et al., section 4.2): concentration bounds under permutations.
+
+    `k`: numbers a row. `permutations`: b, drawn anew every iteration.
+    """
+
+    gamma: float = 1.0
+    k: int = 4
+    permutations: int = 100
+
+    def penalty(self, z: Tensor, key: int) -> tuple[Tensor, Tensor]:
+        flat = flatten(z)
+        orders = Permutations(flat.shape[1], self.permutations, key, flat.device)
+        value, gradient = permutation_penalty(flat, self.k, orders)
+        batch_first = gradient.view(z.shape[1], z.shape[0], *z.shape[2:])
+        return value, batch_first.movedim(0, 1)
+
+
+@dataclass(frozen=True)
+class NoRegularizer:
+    """Off: nothing keeps the noise Gaussian, and rewards are hacked sooner."""
+
+    gamma: float = 0.0
+
+    def penalty(self, z: Tensor, key: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros(z.shape[1], device=z.device), torch.zeros_like(z)

@@ -1,0 +1,148 @@
+"""The noise-to-sample map M(z): a forward run that keeps its latents, and the backward sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .steps import Step, noise_count
+
+
+class Denoiser(Protocol):
+    """D(x, sigma): the denoised prediction x0 after guidance.
+
+    `x` [B,C,H,W], `sigma` 0-dim, `z0` [B,C,H,W] the starting noise, which matters only where a
+    noise mask mixes it in at every step.
+    """
+
+    def __call__(self, x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Path:
+    """One forward run: the latents x_0 .. x_{T-1} that the denoiser saw, and x_T."""
+
+    latents: tuple[Tensor, ...]
+    final: Tensor
+
+
+class NoiseMap(Protocol):
+    """M(z) up to the latent x_T, with its vector-Jacobian product."""
+
+    def forward(self, z: Tensor) -> Path: ...
+
+    def pull(self, z: Tensor, path: Path, v: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class SamplerMap:
+    """The map built from a plain denoiser: for notebooks, diffusers models and tests."""
+
+    denoise: Denoiser
+    steps: tuple[Step, ...]
+    start: Callable[[Tensor], Tensor]
+    exact_at: Collection[int] | None = None
+
+    def forward(self, z: Tensor) -> Path:
+        return sample(self.denoise, self.steps, z, self.start)
+
+    def pull(self, z: Tensor, path: Path, v: Tensor) -> Tensor:
+        return sweep(self.denoise, self.steps, path.latents, z[0], v, self.start, self.exact_at)
+
+
+def vjp(function: Callable[..., Tensor], inputs: Sequence[Tensor], v: Tensor) -> list[Tensor]:
+    """Pull v back through `function`, recomputing it: J^T v for every input (zeros if unused).
+
+    The recomputation and the backward both run where tensors saved for backward may be modified
+    in place, as diffusion models do: a plain checkpoint would be silently wrong there.
+    """
+    leaves = [x.detach().requires_grad_(True) for x in inputs]
+    with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+        pulled = torch.autograd.grad(function(*leaves), leaves, v, allow_unused=True)
+    return [
+        torch.zeros_like(x) if g is None else g.detach()
+        for g, x in zip(pulled, inputs, strict=True)
+    ]
+
+
+@torch.no_grad()
+def sample(
+    denoise: Denoiser,
+    steps: tuple[Step, ...],
+    z: Tensor,
+    start: Callable[[Tensor], Tensor],
+) -> Path:
+    """Run the sampler on noise z [N,B,C,H,W], N = noise_count(steps); x_0 = start(z_0).
+
+    Raises ValueError if z does not hold the N noises that the steps use.
+    """
+    if z.shape[0] != noise_count(steps):
+        raise ValueError(
+            f"The noise holds {z.shape[0]} tensors and the steps use {noise_count(steps)}. "
+            "Draw it for this schedule."
+        )
+    x = start(z[0])
+    latents = []
+    for step in steps:
+        latents.append(x)
+        denoised = denoise(x, step.sigma, z[0])
+        x = denoised if step.a == 0 and step.c == 0 else step.a * x + step.b * denoised
+        if step.noise is not None:
+            x = x + step.c * z[step.noise]
+    return Path(tuple(latents), x)
+
+
+def sweep(
+    denoise: Denoiser,
+    steps: tuple[Step, ...],
+    latents: Sequence[Tensor],
+    z0: Tensor,
+    v: Tensor,
+    start: Callable[[Tensor], Tensor],
+    exact_at: Collection[int] | None = None,
+) -> Tensor:
+    """Pull v = d objective / d x_T back to every noise; returns dz [N,B,C,H,W] in float32 or wider.
+
+        dz_{i+1} = c_i v;   v <- a_i v + b_i J_i^T v;   dz_0 = start^T v
+
+    One denoiser graph is alive at a time. `exact_at` limits the steps whose J^T v is computed
+    (None: all); elsewhere eps is held constant, which makes J the identity: biased, but free.
+    """
+    wide = torch.promote_types(z0.dtype, torch.float32)
+    dz = torch.zeros((noise_count(steps), *z0.shape), dtype=wide, device=z0.device)
+    v = v.to(wide)
+    for step, x in zip(reversed(steps), reversed(latents), strict=True):
+        if step.noise is not None:
+            dz[step.noise] = step.c * v
+        if exact_at is None or step.index in exact_at:
+            jv, direct = _pull_denoiser(denoise, step.sigma, x, z0, v)
+            dz[0] += step.b * direct
+        else:
+            jv = v
+        v = step.a * v + step.b * jv
+    dz[0] += vjp(start, [z0], v.to(z0.dtype))[0]
+    return dz
+
+
+def _pull_denoiser(
+    denoise: Denoiser, sigma: Tensor, x: Tensor, z0: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """J^T v for x and z_0, with v brought to O(1) per image first: half precision underflows."""
+    scale = v.flatten(1).abs().amax(1).clamp_min(torch.finfo(v.dtype).tiny)
+    scale = scale.view(-1, *[1] * (v.ndim - 1))
+
+    def denoised(x: Tensor, z0: Tensor) -> Tensor:
+        return denoise(x, sigma, z0)
+
+    unit = v / scale
+    pulled_x, pulled_z0 = vjp(_matching(denoised, unit), [x, z0], unit)
+    return pulled_x.to(v.dtype) * scale, pulled_z0.to(v.dtype) * scale
+
+
+def _matching(function: Callable[..., Tensor], v: Tensor) -> Callable[..., Tensor]:
+    """The function with its output in v's dtype (autograd wants the two to agree)."""
+    return lambda *inputs: function(*inputs).to(v.dtype)

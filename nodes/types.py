@@ -1,0 +1,11 @@
+"""The custom types that travel between the pack's nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+REWARD = io.Custom("DNO_REWARD")
+REGULARIZER = io.Custom("DNO_REGULARIZER")
+ESTIMATOR = io.Custom("DNO_GRADIENT_ESTIMATOR")
+TRAJECTORY = io.Custom("DNO_TRAJECTORY")
+CATEGORY = "sampling/DNO"
