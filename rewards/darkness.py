@@ -1,0 +1,23 @@
+"""Darkness: minus the mean of all pixels (DNO paper, "dark images")."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .base import PixelReward, Reward, Spec
+
+NAME = "darkness"
+UNIT = "minus mean pixel, -1 (white) to 1 (black)"
+SCALE = 0.5
+
+
+def darkness(images: Tensor) -> Tensor:
+    """score = - mean over channels and pixels of 2 x - 1, with x in [0, 1]; range [-1, 1]."""
+    return 1 - images.mean(dim=(1, 2, 3)) * 2
+
+
+def create() -> Reward:
+    return PixelReward(NAME, UNIT, SCALE, darkness)
+
+
+SPEC = Spec(NAME, "Darkness", UNIT, "A darker picture.", create)
