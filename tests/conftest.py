@@ -45,17 +45,9 @@ map_pack()
 
 def find_comfyui() -> Path | None:
     """The ComfyUI tree of run.py: COMFYUI_PATH, the enclosing one, or the one in the cache."""
-    run = importlib.util.spec_from_file_location("dno_run", ROOT / "run.py")
-    places = [os.environ.get("COMFYUI_PATH", "")]
-    if run is not None and run.loader is not None and (ROOT / "run.py").is_file():
-        module = importlib.util.module_from_spec(run)
-        sys.modules["dno_run"] = module
-        run.loader.exec_module(module)
-        places += [str(place) for place in module.comfyui_places()]
-    for place in places:
-        if place and (Path(place) / "comfyui_version.py").is_file():
-            return Path(place).resolve()
-    return None
+    from comfyui_dno.launcher import comfyui
+
+    return next((tree.resolve() for tree in comfyui.places()), None)
 
 
 @dataclass(frozen=True)
