@@ -24,11 +24,14 @@ _XYZ = (
 
 
 def parse_colour(text: str) -> tuple[float, float, float]:
-    """Red, green, blue in [0, 1] of "#rrggbb" or "#rgb"; raises RewardError for anything else."""
+    """Red, green, blue in [0, 1] of "#rrggbb" or "#rgb"; raises RewardError for anything else.
+
+    Colour pickers may add an opacity ("#rrggbbaa"): it says nothing about a colour, so it is left.
+    """
     digits = text.strip().removeprefix("#")
     if re.fullmatch(r"[0-9a-fA-F]{3}", digits):
         digits = "".join(digit * 2 for digit in digits)
-    if not re.fullmatch(r"[0-9a-fA-F]{6}", digits):
+    if not re.fullmatch(r"[0-9a-fA-F]{6}([0-9a-fA-F]{2})?", digits):
         raise RewardError(
             f'{NAME}: "{text}" is not a colour. Write it as #rrggbb, for example #ff0000 for red.'
         )

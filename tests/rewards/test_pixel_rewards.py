@@ -60,10 +60,11 @@ def test_a_darker_red_is_nearer_to_red_than_blue_is():
 
 def test_colours_are_read_in_long_and_short_form():
     assert parse_colour("#336699") == pytest.approx((0.2, 0.4, 0.6))
+    assert parse_colour("#33669980") == parse_colour("#336699")
     assert parse_colour("369") == pytest.approx((0.2, 0.4, 0.6))
 
 
-@pytest.mark.parametrize("text", ["red", "#12345", "", "#gggggg", "#11223344"])
+@pytest.mark.parametrize("text", ["red", "#12345", "", "#gggggg", "#1122334"])
 def test_what_is_not_a_colour_is_refused_with_an_example(text):
     with pytest.raises(RewardError, match="#ff0000"):
         create("colour", colour=text)
