@@ -59,11 +59,8 @@ def prepare(group: str) -> Path:
 
     An interrupted installation goes on where it stopped.
     """
-    stamp = VENV / f"dno-{group}.stamp"
-    wanted = _fingerprint(group)
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
-        if venv_python().exists():
-            return venv_python()
+    if _is_stamped(group) and venv_python().exists():
+        return venv_python()
     print(f"Setting up {VENV} (once; torch is the large part).", flush=True)
     _make_venv()
     _install("Installer", BASICS, 2)
@@ -75,8 +72,20 @@ def prepare(group: str) -> Path:
         _install("Test tools", TEST, 60)
     _repair_cpu_quirks()
     _check_imports(group)
-    stamp.write_text(wanted, encoding="utf-8")
+    _stamp(group).write_text(_fingerprint(group), encoding="utf-8")
     return venv_python()
+
+
+def _stamp(group: str) -> Path:
+    return VENV / f"dno-{group}.stamp"
+
+
+def _is_stamped(group: str) -> bool:
+    """True if the group, or the larger one that holds it, was installed from these constraints."""
+    return any(
+        _stamp(done).is_file() and _stamp(done).read_text(encoding="utf-8") == _fingerprint(done)
+        for done in {group, "test"}
+    )
 
 
 def _fingerprint(group: str) -> str:
