@@ -7,6 +7,7 @@ the map M(z), reward, probability regularizer, P(z).
 
 from .check import GradientMismatch, verify_gradient
 from .estimators import Backpropagation, GradientEstimator
+from .lights import warning_lights
 from .loop import Iteration, Settings, Update, optimize
 from .objective import Reward, Term, TermInfo, objective, weights_of
 from .optimizers import OPTIMIZERS, NoiseOptimizer
@@ -66,5 +67,6 @@ __all__ = [
     "verify_gradient",
     "vjp",
     "vp_sigmas",
+    "warning_lights",
     "weights_of",
 ]

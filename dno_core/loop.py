@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +78,7 @@ def optimize(
     check_tolerance: float | None = 0.05,
     start: int = 0,
     optimizer_state: dict[str, Any] | None = None,
-) -> Iterator[Iteration]:
+) -> Generator[Iteration, None, None]:
     """Yield one Iteration after another, without end, climbing from noise z [N,B,C,H,W].
 
         z <- optimizer(z, d objective / dz - gamma d L_reg / dz)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -119,7 +120,7 @@ def sweep(
         if step.noise is not None:
             dz[step.noise] = step.c * v
         if exact_at is None or step.index in exact_at:
-            jv, direct = _pull_denoiser(denoise, step.sigma, x, z0, v)
+            jv, direct = vjp_unit(partial(_denoise_at, denoise, step.sigma), [x, z0], v)
             dz[0] += step.b * direct
         else:
             jv = v
@@ -128,21 +129,24 @@ def sweep(
     return dz
 
 
-def _pull_denoiser(
-    denoise: Denoiser, sigma: Tensor, x: Tensor, z0: Tensor, v: Tensor
-) -> tuple[Tensor, Tensor]:
-    """J^T v for x and z_0, with v brought to O(1) per image first: half precision underflows."""
-    scale = v.flatten(1).abs().amax(1).clamp_min(torch.finfo(v.dtype).tiny)
-    scale = scale.view(-1, *[1] * (v.ndim - 1))
-
-    def denoised(x: Tensor, z0: Tensor) -> Tensor:
-        return denoise(x, sigma, z0)
-
-    unit = v / scale
-    pulled_x, pulled_z0 = vjp(_matching(denoised, unit), [x, z0], unit)
-    return pulled_x.to(v.dtype) * scale, pulled_z0.to(v.dtype) * scale
+def _denoise_at(denoise: Denoiser, sigma: Tensor, x: Tensor, z0: Tensor) -> Tensor:
+    return denoise(x, sigma, z0)
 
 
-def _matching(function: Callable[..., Tensor], v: Tensor) -> Callable[..., Tensor]:
-    """The function with its output in v's dtype (autograd wants the two to agree)."""
-    return lambda *inputs: function(*inputs).to(v.dtype)
+def vjp_unit(function: Callable[..., Tensor], inputs: Sequence[Tensor], v: Tensor) -> list[Tensor]:
+    """`vjp` in which every image's v is brought to O(1) and back, so that half precision
+    does not lose it (exact: J^T v is linear in v). Inputs and v have the batch first; the result
+    is in v's dtype, or float32 if that is wider.
+    """
+    wide = v.to(torch.promote_types(v.dtype, torch.float32))
+    scale = wide.flatten(1).abs().amax(1).clamp_min(torch.finfo(wide.dtype).tiny)
+    unit = wide / _spread(scale, wide)
+
+    def matching(*leaves: Tensor) -> Tensor:
+        return function(*leaves).to(unit)
+
+    return [g.to(wide.dtype) * _spread(scale, g).to(g.device) for g in vjp(matching, inputs, unit)]
+
+
+def _spread(scale: Tensor, like: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,42 @@
+"""The warning lights: signs that the reward is being hacked rather than earned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .objective import TermInfo
+from .trajectory import Record
+from .typicality import TYPICAL
+
+SATURATION_RISE = 0.15
+"""Rise of the share of clamped pixel values, over iteration 0, that is called suspicious."""
+
+
+def warning_lights(terms: Sequence[TermInfo], records: Sequence[Record]) -> tuple[str, ...]:
+    """What the artist should know of the newest iteration, each in one sentence; () if all is well.
+
+    Lights when an image's P(z) leaves the typical range of Gaussian noise, when many more pixel
+    values are clamped than in iteration 0, and when a watched reward has fallen by more than its
+    scale while the optimized objective rose.
+    """
+    first, last = records[0], records[-1]
+    lights = []
+    if len(records) > 1 and min(last.quantile) <= TYPICAL:
+        left = next(r.index for r in records[1:] if min(r.quantile) <= TYPICAL)
+        lights.append(
+            f"P(z) has left the typical range (since iteration {left}): the noise is no longer "
+            "one the model would draw. Raise the regularizer or lower the learning rate."
+        )
+    rise = max(b - a for a, b in zip(first.saturated, last.saturated, strict=True))
+    if rise > SATURATION_RISE:
+        lights.append(
+            f"{rise:.0%} more of the pixel values are burnt out than at the start. "
+            "Lower the learning rate or use a milder reward."
+        )
+    for term, before, now in zip(terms, first.scores, last.scores, strict=True):
+        if term.watch and sum(now) / len(now) < sum(before) / len(before) - term.scale:
+            lights.append(
+                f"The watched reward '{term.name}' has fallen by more than its usual spread. "
+                "The picture may be getting worse while its score rises."
+            )
+    return tuple(lights)

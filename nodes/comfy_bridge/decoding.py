@@ -1,0 +1,115 @@
+"""The VAE's decode as a differentiable function with bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from comfy.ldm.modules.diffusionmodules.model import Decoder as ConvDecoder
+from torch import Tensor, nn
+
+from ...dno_core.sampler import vjp_unit
+from .scope import free_weights
+
+Stage = Callable[[Tensor], Tensor]
+
+
+class BlockDecoder:
+    """Latent x_T -> image, image by image; the gradient recomputes the decoder block by block.
+
+    A stored graph of one SDXL decode takes some 8 GB. Here only the blocks' inputs and one
+    block's graph are alive. Satisfies dno_core's Decoder.
+    """
+
+    def __init__(
+        self, vae: Any, to_latent: Callable[[Tensor], Tensor], on_call: Callable[[], None]
+    ):
+        self._vae = vae
+        self._to_latent = to_latent
+        self._on_call = on_call
+        self._stages = decode_stages(vae.first_stage_model)
+        self._offset, self._slope = output_range(vae)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """Image float32 [B,3,H,W], nominally in [0,1]: as VAE Decode gives it, but not clamped."""
+        images = [self._run(self._enter(part))[-1] for part in x.split(1)]
+        return torch.cat(images).float() * self._slope + self._offset
+
+    def pull(self, x: Tensor, v: Tensor) -> Tensor:
+        free_weights([self._vae.patcher])
+        parts = zip(x.split(1), (v * self._slope).split(1), strict=True)
+        return torch.cat([self._pull(part, part_v) for part, part_v in parts])
+
+    def _pull(self, x: Tensor, v: Tensor) -> Tensor:
+        with torch.no_grad():
+            inputs = self._run(self._enter(x))[:-1]
+        for stage in reversed(self._stages):
+            self._on_call()
+            v = vjp_unit(stage, [inputs.pop()], v)[0]
+        return vjp_unit(self._enter, [x], v)[0]
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return self._to_latent(x).to(device=self._vae.device, dtype=self._vae.vae_dtype)
+
+    def _run(self, hidden: Tensor) -> list[Tensor]:
+        """The input of every stage, and the output of the last."""
+        passed = [hidden]
+        for stage in self._stages:
+            self._on_call()
+            passed.append(stage(passed[-1]))
+        return passed
+
+
+def decode_stages(model: nn.Module) -> list[Stage]:
+    """The decode of a first-stage model as stages to be run one after another.
+
+    By blocks for ComfyUI's convolutional decoders (SD, SDXL, SD3, Flux) and for sequential ones
+    (TAESD); otherwise the whole decode is one stage.
+    """
+    decoder: Any = getattr(model, "decoder", None)
+    plain = getattr(model, "bn", None) is None
+    if plain and type(decoder) is ConvDecoder and not decoder.carried:
+        entry: Any = getattr(model, "post_quant_conv", None)
+        return ([entry] if entry is not None else []) + _conv_stages(decoder)
+    whole: Any = model
+    return [lambda z: whole.decode(z)]
+
+
+def _conv_stages(decoder: Any) -> list[Stage]:
+    def finish(h: Tensor) -> Tensor:
+        h = decoder.conv_out(nn.functional.silu(decoder.norm_out(h)))
+        return torch.tanh(h) if decoder.tanh_out else h
+
+    stages: list[Stage] = [decoder.conv_in]
+    stages += [_timeless(decoder.mid.block_1), decoder.mid.attn_1, _timeless(decoder.mid.block_2)]
+    for level in reversed(range(decoder.num_resolutions)):
+        up = decoder.up[level]
+        for index, block in enumerate(up.block):
+            stages.append(_timeless(block))
+            if len(up.attn):
+                stages.append(up.attn[index])
+        if level:
+            stages.append(up.upsample)
+    return [*stages, finish]
+
+
+def _timeless(block: nn.Module) -> Stage:
+    return lambda h: block(h, None)
+
+
+def output_range(vae: Any) -> tuple[float, float]:
+    """(offset, slope) of the VAE's output map, which is affine with a clamp to [0, 1] at most.
+
+    Raises ValueError where it is anything else.
+    """
+    probe = torch.tensor([0.25, 0.5, 0.75])
+    low, middle, high = vae.process_output(probe.clone().view(1, 1, 3)).flatten().tolist()
+    slope = (high - low) / 0.5
+    if slope <= 0 or abs(middle - (low + high) / 2) > 1e-6:
+        raise ValueError(
+            "This VAE maps its output to pixels in a way that is not known here. "
+            "Use the VAE of an image model."
+        )
+    return low - 0.25 * slope, slope

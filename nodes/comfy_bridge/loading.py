@@ -1,0 +1,113 @@
+"""Models for a run: patchers under which gradients are right, loaded together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import torch
+from torch import Tensor, nn
+
+from .refusals import Unsupported
+
+GRAPH_ROOM = 4
+"""Memory kept free for a graph of one denoiser call, in units of its plain forward."""
+
+KEY = "dno"
+
+
+def run_model(model: Any, companions: Sequence[Any]) -> Any:
+    """A clone of the MODEL, ready for gradients, that is loaded in one go with its companions.
+
+    Weights that dynamic VRAM streams through reused buffers are replaced by a delegate with
+    weights of its own. The input is not changed.
+    """
+    clone = non_dynamic(model, "model").clone()
+    clone.set_additional_models(KEY, list(companions))
+    clone.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, KEY, _with_room_for_graph
+    )
+    _fix_free_memory(clone)
+    force_differentiable_attention(clone.model_options["transformer_options"])
+    return clone
+
+
+def run_vae(vae: Any) -> Any:
+    """The VAE, or a copy of it on weights of its own where dynamic VRAM streams them."""
+    patcher = non_dynamic(vae.patcher, "VAE")
+    if patcher is vae.patcher:
+        return vae
+    clone = copy.copy(vae)
+    clone.patcher, clone.first_stage_model = patcher, patcher.model
+    return clone
+
+
+def reward_patcher(module: nn.Module) -> Any:
+    """The ModelPatcher of a reward's network; it lives on the module, so it is loaded once."""
+    patcher = getattr(module, "dno_patcher", None)
+    if patcher is None:
+        patcher = comfy.model_patcher.ModelPatcher(
+            module,
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=torch.device("cpu"),
+        )
+        module.dno_patcher = patcher  # type: ignore[assignment]
+    return patcher
+
+
+def non_dynamic(patcher: Any, what: str) -> Any:
+    """The patcher itself, or its non-dynamic delegate. Raises Unsupported where none can be had."""
+    if not patcher.is_dynamic():
+        return patcher
+    if patcher.cached_patcher_init is None:
+        raise Unsupported(
+            f"The {what} is streamed by dynamic VRAM and its loader cannot load it otherwise. "
+            "Use a core loader node, or start ComfyUI with --disable-dynamic-vram."
+        )
+    return patcher.get_non_dynamic_delegate()
+
+
+def force_differentiable_attention(transformer_options: dict[str, Any]) -> None:
+    """Replace flash and sage attention, which have no right backward here, and only those."""
+    attention = comfy.ldm.modules.attention
+    active = getattr(attention.optimized_attention, "__name__", "")
+    if "flash" not in active and "sage" not in active:
+        return
+    following = transformer_options.get("optimized_attention_override")
+
+    def override(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        name = getattr(function, "__name__", "")
+        exact = attention.attention_pytorch if "flash" in name or "sage" in name else function
+        if following is not None:
+            return following(exact, *args, **kwargs)
+        return exact(*args, **kwargs)
+
+    transformer_options["optimized_attention_override"] = override
+
+
+def _with_room_for_graph(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any):
+    """Load with room for the graph: a later load for one model would evict another."""
+    larger = [noise_shape[0] * GRAPH_ROOM, *noise_shape[1:]]
+    return executor(model, larger, *args, **kwargs)
+
+
+def _fix_free_memory(patcher: Any) -> None:
+    """Answer `get_free_memory` the same all through the run.
+
+    ComfyUI batches cond and uncond by free memory; a recomputation that batches otherwise than
+    the forward differs from it by 1e-4.
+    """
+    measured: dict[Any, int] = {}
+    measure = patcher.get_free_memory
+
+    def get_free_memory(device: Any) -> int:
+        if device not in measured:
+            measured[device] = measure(device)
+        return measured[device]
+
+    patcher.get_free_memory = get_free_memory

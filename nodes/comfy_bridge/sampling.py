@@ -1,0 +1,231 @@
+"""M(z) on a ComfyUI model: the stock sampler forward, the core's sweep backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.k_diffusion import sampling as k_diffusion
+from torch import Tensor
+
+from ...dno_core import Path, Step, ddim_steps, flow_steps, noise_count, sweep
+from .refusals import refuse_unsupported
+from .scope import free_control_hints, free_weights, normal_copies
+
+OnCall = Callable[[int], None]
+"""Told the cost of the denoiser call that follows, in plain forward calls."""
+
+FORWARD_COST, BACKWARD_COST = 1, 3
+
+
+class ComfyMap:
+    """The noise-to-latent map of one guider, schedule and eta. Satisfies dno_core's NoiseMap.
+
+    `on_call` runs before every denoiser call, forward and backward; it may raise to cancel.
+    """
+
+    def __init__(
+        self,
+        guider: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        eta: float,
+        latent_image: Tensor,
+        denoise_mask: Tensor | None,
+        max_denoise: bool,
+        on_call: OnCall,
+    ) -> None:
+        self._guider = guider
+        self._sigmas = sigmas
+        self._extra_args = {**extra_args, "denoise_mask": denoise_mask}
+        self._eta = eta
+        self._latent_image = latent_image
+        self._max_denoise = max_denoise
+        self._on_call = on_call
+        self._sampling = guider.inner_model.model_sampling
+        self._masked = comfy.samplers.KSamplerX0Inpaint(guider, sigmas)
+        self._masked.latent_image = latent_image
+        self.steps = model_steps(self._sampling, sigmas, eta)
+
+    def start(self, z0: Tensor) -> Tensor:
+        """x_0 = noise_scaling(sigma_0, z_0, latent), by the model's own function."""
+        return self._sampling.noise_scaling(
+            self._sigmas[0], z0, self._latent_image, self._max_denoise
+        )
+
+    @torch.no_grad()
+    def forward(self, z: Tensor) -> Path:
+        """Run the stock sampler function, fed with z; keep the latents it asked about."""
+        self._begin_pass()
+        latents: list[Tensor] = []
+        noises = iter(z[1:])
+        self._masked.noise = z[0]
+        options: dict[str, Any] = {}
+        if self._eta > 0:
+            options = {"eta": self._eta, "noise_sampler": lambda *_: next(noises)}
+        final = sampler_function(self._eta)(
+            _Recording(self._masked, latents, self._on_call),
+            self.start(z[0]),
+            self._sigmas,
+            extra_args=self._extra_args,
+            disable=True,
+            **options,
+        )
+        return Path(tuple(latents), final)
+
+    def pull(self, z: Tensor, path: Path, v: Tensor) -> Tensor:
+        """d objective / d z from v = d objective / d x_T, one denoiser graph at a time."""
+        free_loaded_weights()
+        free_control_hints(self._guider.conds)
+        try:
+            return sweep(self._denoise, self.steps, path.latents, z[0], v, self.start)
+        finally:
+            self._masked.noise = None
+
+    def _denoise(self, x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor:
+        self._on_call(BACKWARD_COST)
+        self._begin_pass()  # keyframed hooks only move forward, and the sweep goes backward
+        self._masked.noise = z0
+        return self._masked(x, sigma * x.new_ones([x.shape[0]]), **self._extra_args)
+
+    def _begin_pass(self) -> None:
+        for entries in self._guider.conds.values():
+            for entry in entries:
+                if entry.get("hooks") is not None:
+                    entry["hooks"].reset()
+
+
+class _Recording:
+    """The model as a sampler function sees it, which notes every x it is asked about."""
+
+    def __init__(self, model: Any, latents: list[Tensor], on_call: OnCall) -> None:
+        self.inner_model = model.inner_model
+        self._model = model
+        self._latents = latents
+        self._on_call = on_call
+
+    def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
+        self._on_call(FORWARD_COST)
+        self._latents.append(x.detach())
+        return self._model(x, sigma, **kwargs)
+
+
+def sampler_function(eta: float) -> Callable[..., Tensor]:
+    """The stock function of that eta: `euler` at 0, else `euler_ancestral`."""
+    return k_diffusion.sample_euler if eta == 0 else k_diffusion.sample_euler_ancestral
+
+
+def stock_sampler(eta: float) -> Any:
+    """The stock sampler object whose pictures DNO starts from."""
+    if eta == 0:
+        return comfy.samplers.ksampler("euler")
+    return comfy.samplers.ksampler("euler_ancestral", {"eta": eta})
+
+
+def model_steps(model_sampling: Any, sigmas: Tensor, eta: float) -> tuple[Step, ...]:
+    """The linear form of the steps that the stock function takes for this kind of model."""
+    if isinstance(model_sampling, comfy.model_sampling.CONST):
+        return flow_steps(sigmas, eta, float(getattr(model_sampling, "noise_scale", 1.0)))
+    return ddim_steps(sigmas, eta)
+
+
+def draw_noise(noise: Tensor, steps: tuple[Step, ...], seed: int) -> Tensor:
+    """All noises [N,B,C,H,W] of a run, drawn as the stock sampler draws them for the seed.
+
+    `noise` is the starting noise; the others come one after another from a generator on its
+    device (ComfyUI's own: seed + 1 on a CPU), whole batches at a time.
+    """
+    draw = k_diffusion.default_noise_sampler(noise, seed=seed)
+    return torch.stack([noise, *(draw(None, None) for _ in range(noise_count(steps) - 1))])
+
+
+class NoiseOptimizationSampler(comfy.samplers.Sampler):
+    """A sampler object for a guider whose run is a whole optimization.
+
+    `drive(noise_map, to_latent, z)` returns the x_T to hand on; `to_latent` maps an x_T to the
+    LATENT it stands for.
+    """
+
+    def __init__(
+        self,
+        eta: float,
+        on_call: OnCall,
+        drive: Callable[[ComfyMap, Callable[[Tensor], Tensor], Tensor], Tensor],
+    ) -> None:
+        self._eta = eta
+        self._on_call = on_call
+        self._drive = drive
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        model = model_wrap.inner_model
+        model_wrap.conds = normal_copies(model_wrap.conds)
+        _free_latent_format(model)
+        free_loaded_weights()
+        noise_map = ComfyMap(
+            model_wrap,
+            normal_copies(sigmas),
+            normal_copies(extra_args),
+            self._eta,
+            normal_copies(latent_image),
+            normal_copies(denoise_mask),
+            self.max_denoise(model_wrap, sigmas),
+            self._on_call,
+        )
+
+        def finish(x: Tensor) -> Tensor:
+            return model.model_sampling.inverse_noise_scaling(sigmas[-1], x)
+
+        def to_latent(x: Tensor) -> Tensor:
+            return model.process_latent_out(finish(x).to(torch.float32))
+
+        z = draw_noise(normal_copies(noise), noise_map.steps, extra_args.get("seed") or 0)
+        return finish(self._drive(noise_map, to_latent, z))
+
+
+def free_loaded_weights() -> None:
+    """Make the weights of every model in use normal: UNet, ControlNets, VAE, rewards."""
+    free_weights(comfy.model_management.loaded_models(only_currently_used=True))
+
+
+def _free_latent_format(model: Any) -> None:
+    latent_format = model.latent_format
+    for name, value in vars(latent_format).items():
+        if isinstance(value, Tensor) and value.is_inference():
+            setattr(latent_format, name, value.clone())
+
+
+@contextmanager
+def guided(model: Any, positive: Any, negative: Any, cfg: float, latent: Tensor) -> Iterator[Any]:
+    """A CFGGuider for the run, checked for what cannot be differentiated, cleaned up always.
+
+    ComfyUI leaves models and conditioning on a guider after an exception.
+    """
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(normal_copies(positive), normal_copies(negative))
+    guider.set_cfg(cfg)
+    refuse_unsupported(model, guider.original_conds, latent)
+    try:
+        yield guider
+    finally:
+        conds, models = getattr(guider, "conds", None), getattr(guider, "loaded_models", None)
+        if conds is not None and models is not None:
+            comfy.sampler_helpers.cleanup_models(conds, models)
+        for name in ("conds", "loaded_models", "inner_model"):
+            if hasattr(guider, name):
+                delattr(guider, name)

@@ -1,0 +1,31 @@
+"""What the pack offers ComfyUI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import ComfyExtension, io
+
+from .demo_nodes import DemoModel
+from .regularizer_node import ProbabilityRegularizer
+from .reward_nodes import RewardLoader, RewardMix
+from .sampler_node import Sampler
+from .trajectory_nodes import PickIteration, RewardCurve
+
+
+class DNOExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        folder = Path(folder_paths.models_dir) / "dno_rewards"
+        folder_paths.add_model_folder_path("dno_rewards", str(folder))
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            Sampler,
+            RewardLoader,
+            RewardMix,
+            ProbabilityRegularizer,
+            PickIteration,
+            RewardCurve,
+            DemoModel,
+        ]

@@ -1,0 +1,372 @@
+"""One run of DNO Sampler: from a node's inputs to the best latent, image and the trajectory."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import folder_paths
+import torch
+from torch import Tensor
+
+from ..dno_core import (
+    Iteration,
+    NonFinite,
+    PermutationRegularizer,
+    Problem,
+    Recorder,
+    Regularizer,
+    Settings,
+    Term,
+    Trajectory,
+    Typicality,
+    after_iterations,
+    after_seconds,
+    first_reason,
+    optimize,
+    warning_lights,
+    weights_of,
+)
+from .comfy_bridge.decoding import BlockDecoder
+from .comfy_bridge.loading import reward_patcher, run_model, run_vae
+from .comfy_bridge.progress import Progress
+from .comfy_bridge.sampling import (
+    BACKWARD_COST,
+    FORWARD_COST,
+    ComfyMap,
+    NoiseOptimizationSampler,
+    draw_noise,
+    guided,
+    model_steps,
+    stock_sampler,
+)
+from .comfy_bridge.scope import gradient_scope, normal_copies
+from .recovery import keep_cancelled
+
+log = logging.getLogger("dno")
+
+CHECK_TOLERANCE = {torch.float64: 0.02, torch.float32: 0.05}
+HALF_TOLERANCE = 0.25
+"""Relative error allowed between the gradient and its finite difference, by model precision."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What DNO Sampler was asked for; the names are those of its inputs."""
+
+    model: Any
+    positive: Any
+    negative: Any
+    latent: dict[str, Any]
+    vae: Any
+    terms: tuple[Term, ...]
+    seed: int
+    steps: int
+    cfg: float
+    scheduler: str
+    denoise: float
+    iterations: int
+    learning_rate: float
+    eta: float = 1.0
+    regularizer: Regularizer | None = None
+    optimizer: str = "adam"
+    gradient_clip: float = 1.0
+    check_gradient: bool = True
+    time_limit: float = 0.0
+    memory_mb: int = 512
+    node_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """`latent` a LATENT and `image` [B,H,W,3] of the best iteration of every image."""
+
+    latent: dict[str, Any]
+    image: Tensor
+    trajectory: Trajectory
+
+
+def run(request: Request) -> Result:
+    """Optimize the noise and return the best; with 0 iterations, the stock sampler's picture.
+
+    Raises Unsupported, GradientMismatch or NonFinite before anything was won; later failures end
+    the run with a warning and the best so far. A cancel always goes through.
+    """
+    latent = _model_latent(request.model, request.latent)
+    sigmas = _sigmas(request)
+    if len(sigmas) < 2:
+        raise ValueError("With denoise 0 there is nothing to sample. Set denoise above 0.")
+    if request.iterations == 0:
+        samples, trajectory = _stock(request, latent, sigmas)
+    else:
+        trajectory = _optimized(request, latent, sigmas)
+        samples = trajectory.take(trajectory.latents, trajectory.best)
+        management = comfy.model_management
+        samples = samples.to(management.intermediate_device(), management.intermediate_dtype())
+    out = {key: value for key, value in request.latent.items() if "downscale_ratio" not in key}
+    return Result({**out, "samples": samples}, request.vae.decode(samples), trajectory)
+
+
+def summary(trajectory: Trajectory) -> dict[str, Any]:
+    """The run in numbers (means over the batch), for the node's output and the demo's report."""
+    chosen = [trajectory.records[i] for i in trajectory.best]
+    first = trajectory.records[0]
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    def of_best(term: int) -> list[float]:
+        return [record.scores[term][b] for b, record in enumerate(chosen)]
+
+    p_z_after = [math.exp(record.log_p[b]) for b, record in enumerate(chosen)]
+    percentile_after = [100 * record.quantile[b] for b, record in enumerate(chosen)]
+    return {
+        "reward": [term.name for term in trajectory.terms],
+        "reward_before": [mean(row) for row in first.scores],
+        "reward_after": [mean(of_best(k)) for k in range(len(trajectory.terms))],
+        "iterations": len(trajectory.records) - 1,
+        "best_iteration": list(trajectory.best),
+        "seconds": sum(record.seconds for record in trajectory.records),
+        "p_z_before": mean([math.exp(log_p) for log_p in first.log_p]),
+        "p_z_after": mean(p_z_after),
+        "p_z_percentile_before": 100 * mean(first.quantile),
+        "p_z_percentile_after": mean(percentile_after),
+        "stop_reason": trajectory.stop_reason,
+        "warnings": list(trajectory.warnings),
+    }
+
+
+def _model_latent(model: Any, latent: dict[str, Any]) -> Tensor:
+    samples = latent["samples"]
+    if getattr(samples, "is_nested", False):
+        return samples
+    fixed = comfy.sample.fix_empty_latent_channels(
+        model,
+        samples,
+        latent.get("downscale_ratio_spacial"),
+        latent.get("downscale_ratio_temporal"),
+    )
+    channels = model.get_model_object("latent_format").latent_channels
+    if fixed.shape[1] != channels:
+        raise ValueError(
+            f"The latent has {fixed.shape[1]} channels and this model works on {channels}. "
+            "Connect an empty latent, or one encoded by this model's own VAE."
+        )
+    return fixed
+
+
+def _sigmas(request: Request) -> Tensor:
+    """The schedule that the stock KSampler takes for the same widgets."""
+    name = "euler" if request.eta == 0 else "euler_ancestral"
+    stock = comfy.samplers.KSampler(
+        request.model,
+        steps=request.steps,
+        device=request.model.load_device,
+        sampler=name,
+        scheduler=request.scheduler,
+        denoise=request.denoise,
+        model_options=request.model.model_options,
+    )
+    return stock.sigmas
+
+
+def _stock(request: Request, latent: Tensor, sigmas: Tensor) -> tuple[Tensor, Trajectory]:
+    """0 iterations: ComfyUI's own sampler object on the untouched model, then one scoring."""
+    noise = comfy.sample.prepare_noise(latent, request.seed, request.latent.get("batch_index"))
+    samples = comfy.sample.sample_custom(
+        request.model,
+        noise,
+        request.cfg,
+        stock_sampler(request.eta),
+        sigmas,
+        request.positive,
+        request.negative,
+        latent,
+        noise_mask=request.latent.get("noise_mask"),
+        disable_pbar=True,
+        seed=request.seed,
+    )
+    with gradient_scope():
+        model_sampling = request.model.get_model_object("model_sampling")
+        steps = model_steps(model_sampling, normal_copies(sigmas), request.eta)
+        device = request.model.load_device
+        z = draw_noise(normal_copies(noise).to(device), steps, request.seed)
+        image = normal_copies(request.vae.decode(samples)).movedim(-1, 1).float()
+        patchers = _reward_patchers(request.terms)
+        comfy.model_management.load_models_gpu(patchers)
+        image = image.to(device).clamp(0, 1)
+        weights = weights_of([term.info for term in request.terms])
+        problem = Problem(None, None, request.terms)  # type: ignore[arg-type]
+        scores, objective, _ = problem.score(image, weights, differentiate=False)
+        recorder = Recorder(problem.infos)
+        iteration = Iteration(
+            index=0,
+            z=z,
+            latent=samples,
+            image=image,
+            scores=scores,
+            objective=objective,
+            saturated=((image == 0) | (image == 1)).flatten(1).float().mean(1),
+            typicality=Typicality()(z),
+            settings=Settings(request.learning_rate, 0.0, weights, request.gradient_clip),
+            update=None,
+            seconds=0.0,
+            optimizer_state={},
+        )
+        recorder.add(iteration, samples)
+        return samples, recorder.finish("0 iterations asked for", meta=_meta(request))
+
+
+def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
+    progress = Progress(request.node_id)
+    with gradient_scope():
+        vae = run_vae(request.vae)
+        companions = [vae.patcher, *_reward_patchers(request.terms)]
+        model = run_model(request.model, companions)
+        trajectories: list[Trajectory] = []
+
+        def drive(noise_map: ComfyMap, to_latent: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+            decoder = BlockDecoder(vae, to_latent, progress.call)
+            problem = Problem(noise_map, decoder, request.terms)
+            trajectory, final = _climb(request, problem, z, to_latent, progress)
+            trajectories.append(trajectory)
+            return final
+
+        positive, negative = request.positive, request.negative
+        latent = normal_copies(latent)
+        with guided(model, positive, negative, request.cfg, latent) as guider:
+            noise = comfy.sample.prepare_noise(
+                latent, request.seed, request.latent.get("batch_index")
+            )
+            guider.sample(
+                noise,
+                latent,
+                NoiseOptimizationSampler(request.eta, progress.step, drive),
+                normal_copies(sigmas),
+                denoise_mask=normal_copies(request.latent.get("noise_mask")),
+                disable_pbar=True,
+                seed=request.seed,
+            )
+        return trajectories[0]
+
+
+def _climb(
+    request: Request,
+    problem: Problem,
+    z: Tensor,
+    to_latent: Callable[[Tensor], Tensor],
+    progress: Progress,
+) -> tuple[Trajectory, Tensor]:
+    regularizer = request.regularizer or PermutationRegularizer()
+    infos = problem.infos
+    settings = Settings(
+        request.learning_rate, regularizer.gamma, weights_of(infos), request.gradient_clip
+    )
+    recorder = Recorder(
+        infos, request.memory_mb * 2**20, Path(folder_paths.get_temp_directory()) / "dno"
+    )
+    rules = [after_iterations(request.iterations)]
+    if request.time_limit > 0:
+        rules.append(after_seconds(request.time_limit))
+    progress.plan(_planned_cost(request, z))
+    iterations = optimize(
+        problem,
+        z,
+        lambda index: settings,
+        seed=request.seed,
+        optimizer=request.optimizer,
+        regularizer=regularizer,
+        check_tolerance=_tolerance(request.model) if request.check_gradient else None,
+    )
+    warnings: tuple[str, ...] = ()
+    reason, final = "", z[0]
+    try:
+        for iteration in iterations:
+            final = iteration.latent
+            recorder.add(iteration, to_latent(iteration.latent))
+            warnings = warning_lights(infos, recorder.records)
+            progress.show(recorder.images[-1])
+            progress.text(status_line(recorder, request.iterations, progress, warnings))
+            if reason := first_reason(rules, recorder.records) or "":
+                break
+    except comfy.model_management.InterruptProcessingException:
+        if recorder.records:
+            keep_cancelled(recorder.finish("cancelled", warnings, _meta(request)), request.node_id)
+        raise
+    except (NonFinite, comfy.model_management.OOM_EXCEPTION) as error:
+        if not recorder.records:
+            raise
+        reason = _failure(error, len(recorder.records))
+        warnings = (*warnings, reason)
+        log.warning(reason)
+        progress.text(f"WARNING: {reason}")
+    finally:
+        iterations.close()
+    return recorder.finish(reason, warnings, _meta(request)), final
+
+
+def status_line(
+    recorder: Recorder, planned: int, progress: Progress, warnings: tuple[str, ...]
+) -> str:
+    """Scores, P(z)'s percentile, best and forecast, as the text on the node."""
+    record = recorder.records[-1]
+    batch = len(record.quantile)
+    scores = "  ".join(
+        f"{term.name} {sum(row) / batch:.4g}"
+        for term, row in zip(recorder.terms, record.scores, strict=True)
+    )
+    percentile = 100 * min(record.quantile)
+    best = ", ".join(str(i) for i in sorted(set(recorder.best)))
+    left = progress.seconds_left
+    line = f"iteration {record.index}/{planned}  {scores}\nP(z) percentile {percentile:.1f} %"
+    line += f"  best: {best}"
+    if left is not None and record.index < planned:
+        line += f"  about {left:.0f} s left"
+    return "\n".join([line, *(f"WARNING: {warning}" for warning in warnings)])
+
+
+def _failure(error: BaseException, index: int) -> str:
+    if isinstance(error, NonFinite):
+        return f"Stopped at iteration {index}, the best before it is returned. {error}"
+    return (
+        f"Out of memory at iteration {index}; the best before it is returned. "
+        "Use a smaller image or batch, fewer rewards, or close other programs."
+    )
+
+
+def _planned_cost(request: Request, z: Tensor) -> float:
+    """The run in plain forward calls: forwards, backwards and the gradient check."""
+    calls = max(len(_sigmas(request)) - 1, 1)
+    checks = 2 * calls if request.check_gradient else 0
+    forward = (request.iterations + 1) * calls * FORWARD_COST
+    return forward + request.iterations * calls * BACKWARD_COST + checks
+
+
+def _tolerance(model: Any) -> float:
+    dtype = model.model.manual_cast_dtype or model.model_dtype()
+    return CHECK_TOLERANCE.get(dtype, HALF_TOLERANCE)
+
+
+def _reward_patchers(terms: tuple[Term, ...]) -> list[Any]:
+    modules = {id(m): m for term in terms for m in term.reward.modules}
+    return [reward_patcher(module) for module in modules.values()]
+
+
+def _meta(request: Request) -> dict[str, Any]:
+    """What a trajectory says of its run besides numbers."""
+    return {
+        "seed": request.seed,
+        "steps": request.steps,
+        "cfg": request.cfg,
+        "scheduler": request.scheduler,
+        "denoise": request.denoise,
+        "eta": request.eta,
+        "optimizer": request.optimizer,
+    }

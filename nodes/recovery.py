@@ -1,0 +1,44 @@
+"""After a cancel: the best picture stays on the node."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from pathlib import Path
+
+import folder_paths
+from PIL import Image
+
+from ..dno_core import Trajectory
+from .comfy_bridge.progress import prompt_server, send_text
+
+log = logging.getLogger("dno")
+
+
+def keep_cancelled(trajectory: Trajectory, node_id: str | None) -> list[str]:
+    """Save the best image of a cancelled run to the temp folder and show it on its node.
+
+    Returns the file names, one an image of the batch.
+    """
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    images = trajectory.take(trajectory.images, trajectory.best)
+    names = []
+    for image in images:
+        name = f"dno_cancelled_{uuid.uuid4().hex[:12]}.png"
+        Image.fromarray(image.numpy()).save(folder / name)
+        names.append(name)
+    log.info("cancelled; the best so far is in %s: %s", folder, ", ".join(names))
+    server = prompt_server()
+    if server is not None and node_id is not None:
+        shown = [{"filename": name, "subfolder": "", "type": "temp"} for name in names]
+        message = {
+            "node": node_id,
+            "display_node": node_id,
+            "output": {"images": shown},
+            "prompt_id": getattr(server, "last_prompt_id", None),
+        }
+        server.send_sync("executed", message, server.client_id)
+        best = ", ".join(str(i) for i in sorted(set(trajectory.best)))
+        send_text(f"Cancelled. The best so far (iteration {best}) is kept on this node.", node_id)
+    return names
