@@ -33,8 +33,8 @@ class BlockDecoder:
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
-        """Image float32 [B,3,H,W], nominally in [0,1]: as VAE Decode gives it, but not clamped."""
-        images = [self._run(self._enter(part))[-1] for part in x.split(1)]
+        """Image float32 [B,3,H,W] on x's device, nominally in [0,1]: VAE Decode's, not clamped."""
+        images = [self._decode(part).to(x.device) for part in x.split(1)]
         return torch.cat(images).float() * self._slope + self._offset
 
     def pull(self, x: Tensor, v: Tensor) -> Tensor:
@@ -42,9 +42,19 @@ class BlockDecoder:
         parts = zip(x.split(1), (v * self._slope).split(1), strict=True)
         return torch.cat([self._pull(part, part_v) for part, part_v in parts])
 
+    def _decode(self, x: Tensor) -> Tensor:
+        hidden = self._enter(x)
+        for stage in self._stages:
+            self._on_call()
+            hidden = stage(hidden)
+        return hidden
+
     def _pull(self, x: Tensor, v: Tensor) -> Tensor:
         with torch.no_grad():
-            inputs = self._run(self._enter(x))[:-1]
+            inputs = [self._enter(x)]
+            for stage in self._stages[:-1]:
+                self._on_call()
+                inputs.append(stage(inputs[-1]))
         for stage in reversed(self._stages):
             self._on_call()
             v = vjp_unit(stage, [inputs.pop()], v)[0]
@@ -52,14 +62,6 @@ class BlockDecoder:
 
     def _enter(self, x: Tensor) -> Tensor:
         return self._to_latent(x).to(device=self._vae.device, dtype=self._vae.vae_dtype)
-
-    def _run(self, hidden: Tensor) -> list[Tensor]:
-        """The input of every stage, and the output of the last."""
-        passed = [hidden]
-        for stage in self._stages:
-            self._on_call()
-            passed.append(stage(passed[-1]))
-        return passed
 
 
 def decode_stages(model: nn.Module) -> list[Stage]:
