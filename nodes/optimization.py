@@ -35,6 +35,7 @@ from ..dno_core import (
     weights_of,
 )
 from .comfy_bridge.decoding import BlockDecoder
+from .comfy_bridge.forecast import forecast_line
 from .comfy_bridge.loading import reward_patcher, run_model, run_vae
 from .comfy_bridge.progress import Progress
 from .comfy_bridge.sampling import (
@@ -233,6 +234,11 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
         trajectories: list[Trajectory] = []
 
         def drive(noise_map: ComfyMap, to_latent: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+            calls = len(noise_map.steps)
+            progress.plan(
+                planned_cost(calls, request.iterations, request.check_gradient),
+                forecast_line(model, vae, z, request.iterations, calls),
+            )
             decoder = BlockDecoder(vae, to_latent, progress.call)
             problem = Problem(noise_map, decoder, request.terms)
             trajectory, final = _climb(request, problem, z, to_latent, progress)
@@ -275,7 +281,6 @@ def _climb(
     rules = [after_iterations(request.iterations)]
     if request.time_limit > 0:
         rules.append(after_seconds(request.time_limit))
-    progress.plan(_planned_cost(request, z))
     iterations = optimize(
         problem,
         z,
@@ -341,12 +346,11 @@ def _failure(error: BaseException, index: int) -> str:
     )
 
 
-def _planned_cost(request: Request, z: Tensor) -> float:
-    """The run in plain forward calls: forwards, backwards and the gradient check."""
-    calls = max(len(_sigmas(request)) - 1, 1)
-    checks = 2 * calls if request.check_gradient else 0
-    forward = (request.iterations + 1) * calls * FORWARD_COST
-    return forward + request.iterations * calls * BACKWARD_COST + checks
+def planned_cost(calls: int, iterations: int, check_gradient: bool) -> float:
+    """A run in plain denoiser calls: forwards, backwards and the gradient check."""
+    forward = (iterations + 1) * calls * FORWARD_COST
+    checks = 2 * calls * FORWARD_COST if check_gradient else 0
+    return forward + iterations * calls * BACKWARD_COST + checks
 
 
 def _tolerance(model: Any) -> float:

@@ -28,10 +28,16 @@ class Progress:
         self._done = 0.0
         self._total = 1.0
         self._begun = time.perf_counter()
+        self._forecast = ""
 
-    def plan(self, total: float) -> None:
-        """Set how many calls the run will make; the bar starts."""
+    def plan(self, total: float, forecast: str) -> None:
+        """Set how many calls the run will make; the bar starts and the forecast is shown.
+
+        Its time follows once two denoiser calls have been made.
+        """
         self._total = max(total, 1.0)
+        self._forecast = forecast
+        self.text(forecast)
         self._bar = comfy.utils.ProgressBar(int(self._total), node_id=self._node_id)
         self._begun = time.perf_counter()
 
@@ -42,6 +48,11 @@ class Progress:
     def step(self, cost: int) -> None:
         """Before every denoiser call: `call`, and the bar moves on by its cost."""
         self.call()
+        if self._forecast and (left := self.seconds_left) is not None:
+            self._forecast = f"{self._forecast}\nabout {left:.0f} s"
+            log.info(self._forecast.replace("\n", "; "))
+            self.text(self._forecast)
+            self._forecast = ""
         self._done += cost
         if self._bar is not None:
             self._bar.update_absolute(min(int(self._done), int(self._total)))

@@ -1,0 +1,39 @@
+"""What a run will cost, said before it is spent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+from torch import Tensor
+
+from .loading import GRAPH_ROOM
+
+MOMENTS = 8
+"""Tensors of the noise's size alive at once: noise, gradient, regularizer, Adam's moments, best."""
+
+
+def forecast_bytes(model: Any, vae: Any, z: Tensor) -> int:
+    """Memory a run takes beside the weights, in bytes, by ComfyUI's own estimates.
+
+    The larger of one denoiser call's graph and one decode, plus the noise [N,B,C,H,W] and what
+    the optimizer keeps of its size, plus the latents of one forward run.
+    """
+    shape = list(z.shape[1:])
+    graph = GRAPH_ROOM * model.model.memory_required([2 * shape[0], *shape[1:]])
+    decode = vae.memory_used_decode([1, *shape[1:]], vae.vae_dtype)
+    noise = z.numel() * 4
+    return int(max(graph, decode) + (MOMENTS + 1) * noise)
+
+
+def forecast_line(model: Any, vae: Any, z: Tensor, iterations: int, calls: int) -> str:
+    """The forecast of memory and work as a line for the node."""
+    need = forecast_bytes(model, vae, z) / 2**30
+    free = comfy.model_management.get_free_memory(model.load_device) / 2**30
+    line = (
+        f"forecast: {iterations} iterations of {calls} steps; about {need:.1f} GB beside the "
+        f"weights, {free:.1f} GB free"
+    )
+    if need > free:
+        line += "\nWARNING: that may not fit. Use a smaller image or batch."
+    return line
