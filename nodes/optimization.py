@@ -116,29 +116,40 @@ def run(request: Request) -> Result:
 
 
 def summary(trajectory: Trajectory) -> dict[str, Any]:
-    """The run in numbers (means over the batch), for the node's output and the demo's report."""
+    """The run in numbers (means over the batch), for the node's output and the demo's report.
+
+    `reward_before` and `reward_after` are the first optimized term's score in iteration 0 and in
+    the best; `scores` holds both for every term.
+    """
     chosen = [trajectory.records[i] for i in trajectory.best]
     first = trajectory.records[0]
 
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
 
-    def of_best(term: int) -> list[float]:
-        return [record.scores[term][b] for b, record in enumerate(chosen)]
-
-    p_z_after = [math.exp(record.log_p[b]) for b, record in enumerate(chosen)]
-    percentile_after = [100 * record.quantile[b] for b, record in enumerate(chosen)]
+    scores = [
+        {
+            "name": term.name,
+            "unit": term.unit,
+            "before": mean(first.scores[k]),
+            "after": mean([record.scores[k][b] for b, record in enumerate(chosen)]),
+            "watched": term.watch,
+        }
+        for k, term in enumerate(trajectory.terms)
+    ]
+    headline = next(score for score in scores if not score["watched"])
     return {
-        "reward": [term.name for term in trajectory.terms],
-        "reward_before": [mean(row) for row in first.scores],
-        "reward_after": [mean(of_best(k)) for k in range(len(trajectory.terms))],
+        "reward": headline["name"],
+        "reward_before": headline["before"],
+        "reward_after": headline["after"],
+        "scores": scores,
         "iterations": len(trajectory.records) - 1,
         "best_iteration": list(trajectory.best),
         "seconds": sum(record.seconds for record in trajectory.records),
         "p_z_before": mean([math.exp(log_p) for log_p in first.log_p]),
-        "p_z_after": mean(p_z_after),
+        "p_z_after": mean([math.exp(record.log_p[b]) for b, record in enumerate(chosen)]),
         "p_z_percentile_before": 100 * mean(first.quantile),
-        "p_z_percentile_after": mean(percentile_after),
+        "p_z_percentile_after": mean([100 * r.quantile[b] for b, r in enumerate(chosen)]),
         "stop_reason": trajectory.stop_reason,
         "warnings": list(trajectory.warnings),
     }
