@@ -144,10 +144,12 @@ def save_pictures(
 
 
 def read_result(entry: dict[str, Any], workflow: dict[str, Any]) -> dict[str, Any]:
-    """The numbers the sampler put beside its outputs."""
+    """The numbers the sampler put beside its outputs; of several rewards, the first one's."""
     for node, outputs in entry["outputs"].items():
         if _class(workflow, node) == SAMPLER and outputs.get("dno"):
-            return dict(outputs["dno"][0])
+            numbers = outputs["dno"][0]
+            first = {key: numbers[key][0] for key in ("reward", "reward_before", "reward_after")}
+            return {**numbers, **first}
     raise Problem("The sampler reported no numbers. Restore the nodes folder from the repository.")
 
 

@@ -26,7 +26,7 @@ RUN = (
     "requests", "safetensors", "scipy", "sentencepiece", "simpleeval", "spandrel", "SQLAlchemy",
     "tokenizers", "torchsde", "tqdm", "transformers", "yarl",
 )  # fmt: skip
-TEST = ("accelerate", "diffusers", "mypy", "playwright", "pytest", "ruff")
+TEST = ("accelerate", "diffusers", "mypy", "pathspec", "playwright", "pytest", "ruff")
 KITCHEN = "comfy-kitchen"
 
 # Import names by which an environment that is not ours is judged complete.
