@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ from .comfy_bridge.sampling import (
 )
 from .comfy_bridge.scope import gradient_scope, normal_copies
 from .recovery import keep_cancelled
+from .report import failure_line, status_line
 
 log = logging.getLogger("dno")
 
@@ -113,46 +113,6 @@ def run(request: Request) -> Result:
         samples = samples.to(management.intermediate_device(), management.intermediate_dtype())
     out = {key: value for key, value in request.latent.items() if "downscale_ratio" not in key}
     return Result({**out, "samples": samples}, request.vae.decode(samples), trajectory)
-
-
-def summary(trajectory: Trajectory) -> dict[str, Any]:
-    """The run in numbers (means over the batch), for the node's output and the demo's report.
-
-    `reward_before` and `reward_after` are the first optimized term's score in iteration 0 and in
-    the best; `scores` holds both for every term.
-    """
-    chosen = [trajectory.records[i] for i in trajectory.best]
-    first = trajectory.records[0]
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
-    scores = [
-        {
-            "name": term.name,
-            "unit": term.unit,
-            "before": mean(first.scores[k]),
-            "after": mean([record.scores[k][b] for b, record in enumerate(chosen)]),
-            "watched": term.watch,
-        }
-        for k, term in enumerate(trajectory.terms)
-    ]
-    headline = next(score for score in scores if not score["watched"])
-    return {
-        "reward": headline["name"],
-        "reward_before": headline["before"],
-        "reward_after": headline["after"],
-        "scores": scores,
-        "iterations": len(trajectory.records) - 1,
-        "best_iteration": list(trajectory.best),
-        "seconds": sum(record.seconds for record in trajectory.records),
-        "p_z_before": mean([math.exp(log_p) for log_p in first.log_p]),
-        "p_z_after": mean([math.exp(record.log_p[b]) for b, record in enumerate(chosen)]),
-        "p_z_percentile_before": 100 * mean(first.quantile),
-        "p_z_percentile_after": mean([100 * r.quantile[b] for b, r in enumerate(chosen)]),
-        "stop_reason": trajectory.stop_reason,
-        "warnings": list(trajectory.warnings),
-    }
 
 
 def _model_latent(model: Any, latent: dict[str, Any]) -> Tensor:
@@ -309,7 +269,9 @@ def _climb(
             recorder.add(iteration, to_latent(iteration.latent))
             warnings = warning_lights(infos, recorder.records)
             progress.show(recorder.images[-1])
-            progress.text(status_line(recorder, request.iterations, progress, warnings))
+            progress.text(
+                status_line(recorder, request.iterations, progress.seconds_left, warnings)
+            )
             if reason := first_reason(rules, recorder.records) or "":
                 break
     except comfy.model_management.InterruptProcessingException:
@@ -319,42 +281,13 @@ def _climb(
     except (NonFinite, comfy.model_management.OOM_EXCEPTION) as error:
         if not recorder.records:
             raise
-        reason = _failure(error, len(recorder.records))
+        reason = failure_line(error, len(recorder.records))
         warnings = (*warnings, reason)
         log.warning(reason)
         progress.text(f"WARNING: {reason}")
     finally:
         iterations.close()
     return recorder.finish(reason, warnings, _meta(request)), final
-
-
-def status_line(
-    recorder: Recorder, planned: int, progress: Progress, warnings: tuple[str, ...]
-) -> str:
-    """Scores, P(z)'s percentile, best and forecast, as the text on the node."""
-    record = recorder.records[-1]
-    batch = len(record.quantile)
-    scores = "  ".join(
-        f"{term.name} {sum(row) / batch:.4g}"
-        for term, row in zip(recorder.terms, record.scores, strict=True)
-    )
-    percentile = 100 * min(record.quantile)
-    best = ", ".join(str(i) for i in sorted(set(recorder.best)))
-    left = progress.seconds_left
-    line = f"iteration {record.index}/{planned}  {scores}\nP(z) percentile {percentile:.1f} %"
-    line += f"  best: {best}"
-    if left is not None and record.index < planned:
-        line += f"  about {left:.0f} s left"
-    return "\n".join([line, *(f"WARNING: {warning}" for warning in warnings)])
-
-
-def _failure(error: BaseException, index: int) -> str:
-    if isinstance(error, NonFinite):
-        return f"Stopped at iteration {index}, the best before it is returned. {error}"
-    return (
-        f"Out of memory at iteration {index}; the best before it is returned. "
-        "Use a smaller image or batch, fewer rewards, or close other programs."
-    )
 
 
 def planned_cost(calls: int, iterations: int, check_gradient: bool) -> float:

@@ -8,7 +8,8 @@ import comfy.samplers
 from comfy_api.latest import io, ui
 
 from ..dno_core import OPTIMIZERS
-from .optimization import Request, run, summary
+from .optimization import Request, run
+from .report import summary
 from .types import CATEGORY, REGULARIZER, REWARD, TRAJECTORY
 
 

@@ -1,0 +1,77 @@
+"""A run in words and numbers: the text on the node, the node's output, what a failure means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..dno_core import NonFinite, Recorder, Trajectory
+
+
+def summary(trajectory: Trajectory) -> dict[str, Any]:
+    """The run in numbers (means over the batch), for the node's output and the demo's report.
+
+    `reward_before` and `reward_after` are the first optimized term's score in iteration 0 and in
+    the best; `scores` holds both for every term.
+    """
+    chosen = [trajectory.records[i] for i in trajectory.best]
+    first = trajectory.records[0]
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    scores = [
+        {
+            "name": term.name,
+            "unit": term.unit,
+            "before": mean(first.scores[k]),
+            "after": mean([record.scores[k][b] for b, record in enumerate(chosen)]),
+            "watched": term.watch,
+        }
+        for k, term in enumerate(trajectory.terms)
+    ]
+    headline = next(score for score in scores if not score["watched"])
+    return {
+        "reward": headline["name"],
+        "reward_before": headline["before"],
+        "reward_after": headline["after"],
+        "scores": scores,
+        "iterations": len(trajectory.records) - 1,
+        "best_iteration": list(trajectory.best),
+        "seconds": sum(record.seconds for record in trajectory.records),
+        "p_z_before": mean([math.exp(log_p) for log_p in first.log_p]),
+        "p_z_after": mean([math.exp(record.log_p[b]) for b, record in enumerate(chosen)]),
+        "p_z_percentile_before": 100 * mean(first.quantile),
+        "p_z_percentile_after": mean([100 * r.quantile[b] for b, r in enumerate(chosen)]),
+        "stop_reason": trajectory.stop_reason,
+        "warnings": list(trajectory.warnings),
+    }
+
+
+def status_line(
+    recorder: Recorder, planned: int, seconds_left: float | None, warnings: tuple[str, ...]
+) -> str:
+    """Scores, P(z)'s percentile, best and forecast, as the text on the node."""
+    record = recorder.records[-1]
+    batch = len(record.quantile)
+    scores = "  ".join(
+        f"{term.name} {sum(row) / batch:.4g}"
+        for term, row in zip(recorder.terms, record.scores, strict=True)
+    )
+    percentile = 100 * min(record.quantile)
+    best = ", ".join(str(i) for i in sorted(set(recorder.best)))
+    line = f"iteration {record.index}/{planned}  {scores}\nP(z) percentile {percentile:.1f} %"
+    line += f"  best: {best}"
+    if seconds_left is not None and record.index < planned:
+        line += f"  about {seconds_left:.0f} s left"
+    return "\n".join([line, *(f"WARNING: {warning}" for warning in warnings)])
+
+
+def failure_line(error: BaseException, index: int) -> str:
+    if isinstance(error, NonFinite):
+        return f"Stopped at iteration {index}, the best before it is returned. {error}"
+    return (
+        f"Out of memory at iteration {index}; the best before it is returned. "
+        "Use a smaller image or batch, fewer rewards, or close other programs."
+    )
