@@ -100,6 +100,7 @@ def run(request: Request) -> Result:
     Raises Unsupported, GradientMismatch or NonFinite before anything was won; later failures end
     the run with a warning and the best so far. A cancel always goes through.
     """
+    _require_climbable(request.terms)
     latent = _model_latent(request.model, request.latent)
     sigmas = _sigmas(request)
     if len(sigmas) < 2:
@@ -113,6 +114,21 @@ def run(request: Request) -> Result:
         samples = samples.to(management.intermediate_device(), management.intermediate_dtype())
     out = {key: value for key, value in request.latent.items() if "downscale_ratio" not in key}
     return Result({**out, "samples": samples}, request.vae.decode(samples), trajectory)
+
+
+def _require_climbable(terms: tuple[Term, ...]) -> None:
+    optimized = [term for term in terms if not term.watch and term.weight]
+    if not optimized:
+        raise ValueError(
+            "Every reward is only watched, so nothing pulls the picture anywhere. "
+            "Give one reward of the mix a weight and switch its 'watch only' off."
+        )
+    for term in optimized:
+        if not term.reward.differentiable:
+            raise ValueError(
+                f"The reward '{term.reward.name}' has no gradient to climb. "
+                "Choose one that has, or set it to 'watch only'."
+            )
 
 
 def _model_latent(model: Any, latent: dict[str, Any]) -> Tensor:

@@ -41,11 +41,6 @@ class Sampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent_image: Any, reward: Any, **inputs: Any) -> io.NodeOutput:
-        if all(term.watch or term.weight == 0 for term in reward):
-            raise ValueError(
-                "Every reward is only watched, so nothing pulls the picture anywhere. "
-                "Give one reward of the mix a weight and switch its 'watch only' off."
-            )
         result = run(
             Request(latent=latent_image, terms=reward, node_id=cls.hidden.unique_id, **inputs)
         )

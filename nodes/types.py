@@ -6,6 +6,5 @@ from comfy_api.latest import io
 
 REWARD = io.Custom("DNO_REWARD")
 REGULARIZER = io.Custom("DNO_REGULARIZER")
-ESTIMATOR = io.Custom("DNO_GRADIENT_ESTIMATOR")
 TRAJECTORY = io.Custom("DNO_TRAJECTORY")
 CATEGORY = "sampling/DNO"
