@@ -40,13 +40,14 @@ def verify_gradient(
             "detaches it. Remove custom patches from the model one by one, or switch the "
             "gradient check off."
         )
+    expected = norm.cpu().double()
     direction = gradient / norm.view(1, -1, *[1] * (gradient.ndim - 2))
     best = float("inf")
     for size in STEP_SIZES:
         ahead = _weighted(problem, z + size * direction.to(z.dtype), weight)
         behind = _weighted(problem, z - size * direction.to(z.dtype), weight)
         slope = (ahead - behind) / (2 * size)
-        error = float(((slope - norm.double()).abs() / norm.double()).max())
+        error = float(((slope - expected).abs() / expected).max())
         best = min(best, error)
         if best <= tolerance:
             return best
@@ -59,4 +60,4 @@ def verify_gradient(
 
 def _weighted(problem: Problem, z: Tensor, weight: Tensor) -> Tensor:
     raw = problem.decoder.decode(problem.noise_map.forward(z).final)
-    return (raw.double() * weight.double()).flatten(1).sum(1)
+    return (raw.cpu().double() * weight.cpu().double()).flatten(1).sum(1)

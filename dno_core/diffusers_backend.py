@@ -41,7 +41,8 @@ def unet_denoiser(
         v:    D = x / (1 + sigma^2) - sigma / sqrt(1 + sigma^2) v(x / sqrt(1 + sigma^2), t)
 
     prompt, negative: text embeddings [1 or B, L, D]. cfg: guidance scale; at 1 the negative is
-    not evaluated. prediction: "epsilon" or "v_prediction". Raises ValueError otherwise.
+    not evaluated. prediction: "epsilon" or "v_prediction". Raises ValueError otherwise. The UNet
+    runs in its own dtype, all else in x's.
     """
     if prediction not in ("epsilon", "v_prediction"):
         raise ValueError(f"The prediction type '{prediction}' is unknown. Use epsilon or v.")
@@ -50,13 +51,14 @@ def unet_denoiser(
         return timesteps[(sigmas[:-1] - sigma.cpu()).abs().argmin()]
 
     def denoise(x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor:
+        time = timestep(sigma).to(x.device)
         sigma = sigma.to(x)
         inner = x / torch.sqrt(1 + sigma**2)
         count = x.shape[0]
         texts = [prompt] if cfg == 1 else [prompt, negative]
-        text = torch.cat([t.expand(count, -1, -1) for t in texts]).to(x)
-        time = timestep(sigma).to(x.device)
-        out = unet(torch.cat([inner] * len(texts)), time, encoder_hidden_states=text).sample
+        doubled = torch.cat([inner] * len(texts)).to(unet.dtype)
+        text = torch.cat([t.expand(count, -1, -1) for t in texts]).to(doubled)
+        out = unet(doubled, time, encoder_hidden_states=text).sample.to(x.dtype)
         if cfg != 1:
             positive, unconditional = out.chunk(2)
             out = unconditional + cfg * (positive - unconditional)
@@ -73,7 +75,7 @@ def vae_decoder(vae: Any) -> FunctionDecoder:
     shift = getattr(vae.config, "shift_factor", None) or 0.0
 
     def decode(x: Tensor) -> Tensor:
-        return vae.decode(x / scaling + shift).sample / 2 + 0.5
+        return vae.decode((x / scaling + shift).to(vae.dtype)).sample / 2 + 0.5
 
     return FunctionDecoder(decode)
 

@@ -119,17 +119,22 @@ def optimize(
         resumed = time.perf_counter()
         key = iteration_key(seed, index)
         gradient = estimator(problem, z, evaluation, key)
+        _require_finite_gradient(gradient, index)
         if check_tolerance is not None and index == start and estimator.differentiates:
             verify_gradient(problem, z, evaluation, gradient, check_tolerance)
         penalty, pull = regularizer.penalty(z, key)
         clipped, norm = clip_per_image(gradient - settings.gamma * pull, settings.clip)
-        if not bool(torch.isfinite(norm).all()):
-            raise NonFinite(
-                f"The gradient of iteration {index} holds NaN or infinity. Lower the learning "
-                "rate, or run the model in a wider precision (bf16 or fp32)."
-            )
+        _require_finite_gradient(norm, index)
         update = Update(norm, penalty)
         z = stepper.step(clipped, settings.learning_rate)
+
+
+def _require_finite_gradient(values: Tensor, index: int) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise NonFinite(
+            f"The gradient of iteration {index} holds NaN or infinity. Lower the learning "
+            "rate, or run the model in a wider precision (bf16 or fp32)."
+        )
 
 
 def iteration_key(seed: int, index: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .objective import Term, TermInfo, objective
-from .sampler import NoiseMap, Path, vjp
+from .sampler import NoiseMap, Path, vjp_unit
 
 
 class Decoder(Protocol):
@@ -34,7 +34,7 @@ class FunctionDecoder:
         return self.function(x).float()
 
     def pull(self, x: Tensor, v: Tensor) -> Tensor:
-        return vjp(lambda x: self.function(x).to(v.dtype), [x], v)[0]
+        return vjp_unit(self.function, [x], v)[0]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,12 @@ class Problem:
                 score = term.reward.score(leaf, term.context)
                 if gradient is not None and wanted:
                     part = objective([term.info], score[None], [weight]).sum()
+                    if not part.requires_grad:
+                        raise ValueError(
+                            f"The reward '{term.reward.name}' is said to be differentiable and "
+                            "detaches its score. Mark it as not differentiable, or compute it "
+                            "in torch from the image to the score."
+                        )
                     gradient += torch.autograd.grad(part, leaf)[0]
             _require_finite(score, f"The score of '{term.reward.name}'")
             scores.append(score.detach().float())

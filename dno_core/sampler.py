@@ -56,14 +56,18 @@ class SamplerMap:
 
 
 def vjp(function: Callable[..., Tensor], inputs: Sequence[Tensor], v: Tensor) -> list[Tensor]:
-    """Pull v back through `function`, recomputing it: J^T v for every input (zeros if unused).
+    """Pull v back through `function`, recomputing it: J^T v for every input (zeros if unused, or
+    if the function detaches its result).
 
     The recomputation and the backward both run where tensors saved for backward may be modified
     in place, as diffusion models do: a plain checkpoint would be silently wrong there.
     """
     leaves = [x.detach().requires_grad_(True) for x in inputs]
     with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
-        pulled = torch.autograd.grad(function(*leaves), leaves, v, allow_unused=True)
+        out = function(*leaves)
+        if not out.requires_grad:
+            return [torch.zeros_like(x) for x in inputs]
+        pulled = torch.autograd.grad(out, leaves, v, allow_unused=True)
     return [
         torch.zeros_like(x) if g is None else g.detach()
         for g, x in zip(pulled, inputs, strict=True)

@@ -34,7 +34,8 @@ def ddim_steps(sigmas: Tensor, eta: float) -> tuple[Step, ...]:
     Equal to DDIM (Song et al. 2021, eq. 12 and 16) with s^2 = (1 - alpha_bar) / alpha_bar, to
     k-diffusion's Euler ancestral step at eta 1 and its Euler step at eta 0.
 
-    sigmas: [T + 1], falling, the last may be 0. eta: in [0, 1]. Raises ValueError otherwise.
+    sigmas: [T + 1], finite, falling, the last may be 0. eta: in [0, 1]. Raises ValueError
+    otherwise.
     """
 
     def coefficients(sigma: float, following: float) -> tuple[float, float, float]:
@@ -54,6 +55,8 @@ def flow_steps(sigmas: Tensor, eta: float, noise_scale: float = 1.0) -> tuple[St
 
     sigmas: [T + 1] in [0, 1], falling. eta: in [0, 1]. Raises ValueError otherwise.
     """
+    if len(sigmas) and float(sigmas.max()) > 1 + 1e-6:
+        raise ValueError("A flow schedule starts at 1 or below. Use the sigmas of a flow model.")
 
     def coefficients(sigma: float, following: float) -> tuple[float, float, float]:
         if eta == 0:
@@ -75,9 +78,12 @@ def noise_count(steps: tuple[Step, ...]) -> int:
 def _steps(sigmas: Tensor, eta: float, coefficients) -> tuple[Step, ...]:  # type: ignore[no-untyped-def]
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is {eta}. Use a value from 0 (deterministic) to 1 (stochastic).")
-    values = [float(s) for s in sigmas.double().cpu()]
-    if len(values) < 2 or any(b >= a for a, b in zip(values, values[1:], strict=False)):
-        raise ValueError("The sigmas do not fall from step to step. Use a falling schedule.")
+    values = [float(s) for s in sigmas.cpu().double()]
+    falling = all(a > b >= 0 for a, b in zip(values, values[1:], strict=False))
+    if len(values) < 2 or not falling or math.isinf(values[0]):
+        raise ValueError(
+            "The sigmas do not fall from a finite value towards 0. Use a falling schedule."
+        )
     steps: list[Step] = []
     used = 1
     for index, (sigma, following) in enumerate(zip(values, values[1:], strict=False)):

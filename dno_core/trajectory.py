@@ -39,7 +39,7 @@ class Frames:
     """A growing list of CPU tensors; what goes past the byte cap lies in files of `folder`."""
 
     def __init__(self, byte_cap: int = DEFAULT_BYTE_CAP, folder: Path | None = None) -> None:
-        self._items: list[Tensor | Path] = []
+        self._items: list[Tensor | tuple[Path, torch.dtype]] = []
         self._free = byte_cap
         self._folder = folder
 
@@ -52,8 +52,9 @@ class Frames:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"dno_{uuid.uuid4().hex}.npy"
-        np.save(path, frame.numpy(), allow_pickle=False)
-        self._items.append(path)
+        as_bytes = frame.contiguous().view(torch.uint8)  # numpy knows no bfloat16
+        np.save(path, as_bytes.numpy(), allow_pickle=False)
+        self._items.append((path, frame.dtype))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -63,12 +64,13 @@ class Frames:
         item = self._items[index]
         if isinstance(item, Tensor):
             return item.clone()
-        if not item.is_file():
+        path, dtype = item
+        if not path.is_file():
             raise FileNotFoundError(
-                f"The picture of iteration {index} is gone: {item.name} was deleted from the "
+                f"The picture of iteration {index} is gone: {path.name} was deleted from the "
                 "temp folder. Run the sampler again, or raise its memory limit."
             )
-        return torch.from_numpy(np.load(item, allow_pickle=False))
+        return torch.from_numpy(np.load(path, allow_pickle=False)).view(dtype)
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def to_uint8(image: Tensor) -> Tensor:
 
 
 def _floats(values: Tensor) -> tuple[float, ...]:
-    return tuple(values.detach().double().cpu().tolist())
+    return tuple(values.detach().cpu().double().tolist())
 
 
 def _to_cpu(state: Any) -> Any:

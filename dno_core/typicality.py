@@ -69,14 +69,17 @@ def flatten(z: Tensor) -> Tensor:
     return z.movedim(1, 0).flatten(1)
 
 
-@lru_cache(maxsize=16)
 def null_distribution(n: int, k: int, permutations: int, draws: int = NULL_DRAWS) -> Tensor:
     """Sorted log P of `draws` iid Gaussian vectors of n numbers: float32 [draws] on the CPU.
 
     Simulated once for each (n, k, b) and kept; above `NULL_NUMBERS` numbers the distribution no
     longer depends on n and is simulated there.
     """
-    numbers = min(n, NULL_NUMBERS)
+    return _simulated_null(min(n, NULL_NUMBERS), k, permutations, draws)
+
+
+@lru_cache(maxsize=16)
+def _simulated_null(numbers: int, k: int, permutations: int, draws: int) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         generator = torch.Generator().manual_seed(MEASURE_SEED + 1)
         orders = Permutations(numbers, permutations, MEASURE_SEED, torch.device("cpu"), keep=True)
