@@ -1,0 +1,8 @@
+"""The core's tests share a few small models, imported by name as `core_models`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
