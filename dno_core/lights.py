@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .objective import TermInfo
-from .trajectory import Record
+import torch
+
+from .objective import TermInfo, objective
+from .trajectory import Record, objectives
 from .typicality import TYPICAL
 
 SATURATION_RISE = 0.15
@@ -16,8 +18,8 @@ def warning_lights(terms: Sequence[TermInfo], records: Sequence[Record]) -> tupl
     """What the artist should know of the newest iteration, each in one sentence; () if all is well.
 
     Lights when an image's P(z) leaves the typical range of Gaussian noise, when many more pixel
-    values are clamped than in iteration 0, and when a watched reward has fallen by more than its
-    scale while the optimized objective rose.
+    values are clamped than in iteration 0, and when a watched reward has lost more than its scale
+    (by its own goal) while the optimized objective rose.
     """
     first, last = records[0], records[-1]
     lights = []
@@ -33,10 +35,18 @@ def warning_lights(terms: Sequence[TermInfo], records: Sequence[Record]) -> tupl
             f"{rise:.0%} more of the pixel values are burnt out than at the start. "
             "Lower the learning rate or use a milder reward."
         )
-    for term, before, now in zip(terms, first.scores, last.scores, strict=True):
-        if term.watch and sum(now) / len(now) < sum(before) / len(before) - term.scale:
+    rose = objectives(terms, [first, last]).mean(1).diff() > 0
+    for index, term in enumerate(terms):
+        if term.watch and bool(rose) and _progress(term, index, first, last) < -1:
             lights.append(
                 f"The watched reward '{term.name}' has fallen by more than its usual spread. "
                 "The picture may be getting worse while its score rises."
             )
     return tuple(lights)
+
+
+def _progress(term: TermInfo, index: int, first: Record, last: Record) -> float:
+    """How far a term has come towards its own goal, mean over the batch, in units of its scale."""
+    scores = torch.tensor([first.scores[index], last.scores[index]])[:, None]
+    before, now = (objective([term], pair, [1.0]).mean() for pair in scores)
+    return float(now - before)
