@@ -15,6 +15,7 @@ from comfy.k_diffusion import sampling as k_diffusion
 from torch import Tensor
 
 from ...dno_core import Path, Step, ddim_steps, flow_steps, noise_count, sweep
+from .hook_frames import HookFrames
 from .refusals import refuse_unsupported
 from .scope import free_control_hints, free_weights, normal_copies
 
@@ -51,6 +52,7 @@ class ComfyMap:
         self._sampling = guider.inner_model.model_sampling
         self._masked = comfy.samplers.KSamplerX0Inpaint(guider, sigmas)
         self._masked.latent_image = latent_image
+        self._hooks = HookFrames(guider.conds, guider.inner_model.current_patcher)
         self.steps = model_steps(self._sampling, sigmas, eta)
 
     def start(self, z0: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ class ComfyMap:
     @torch.no_grad()
     def forward(self, z: Tensor) -> Path:
         """Run the stock sampler function, fed with z; keep the latents it asked about."""
-        self._begin_pass()
+        self._hooks.begin()
         latents: list[Tensor] = []
         noises = iter(z[1:])
         self._masked.noise = z[0]
@@ -70,7 +72,7 @@ class ComfyMap:
         if self._eta > 0:
             options = {"eta": self._eta, "noise_sampler": lambda *_: next(noises)}
         final = sampler_function(self._eta)(
-            _Recording(self._masked, latents, self._on_call),
+            _Recording(self._masked, latents, self._before_step),
             self.start(z[0]),
             self._sigmas,
             extra_args=self._extra_args,
@@ -90,28 +92,26 @@ class ComfyMap:
 
     def _denoise(self, x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor:
         self._on_call(BACKWARD_COST)
-        self._begin_pass()  # keyframed hooks only move forward, and the sweep goes backward
+        self._hooks.go_to(sigma)
         self._masked.noise = z0
         return self._masked(x, sigma * x.new_ones([x.shape[0]]), **self._extra_args)
 
-    def _begin_pass(self) -> None:
-        for entries in self._guider.conds.values():
-            for entry in entries:
-                if entry.get("hooks") is not None:
-                    entry["hooks"].reset()
+    def _before_step(self, sigma: Tensor) -> None:
+        self._on_call(FORWARD_COST)
+        self._hooks.pass_by(sigma)
 
 
 class _Recording:
     """The model as a sampler function sees it, which notes every x it is asked about."""
 
-    def __init__(self, model: Any, latents: list[Tensor], on_call: OnCall) -> None:
+    def __init__(self, model: Any, latents: list[Tensor], before: Callable[[Tensor], None]) -> None:
         self.inner_model = model.inner_model
         self._model = model
         self._latents = latents
-        self._on_call = on_call
+        self._before = before
 
     def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        self._on_call(FORWARD_COST)
+        self._before(sigma[0])
         self._latents.append(x.detach())
         return self._model(x, sigma, **kwargs)
 
