@@ -1,0 +1,155 @@
+"""DNO Sampler starts from the picture that KSampler draws, to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from . import tiny
+from .runs import inside, iteration_zero, request, stock
+
+SCHEDULERS = [
+    "simple",
+    "sgm_uniform",
+    "karras",
+    "exponential",
+    "ddim_uniform",
+    "beta",
+    "normal",
+    "linear_quadratic",
+    "kl_optimal",
+]
+
+
+def assert_equal_to_stock(asked: Any) -> None:
+    """With 0 iterations, and at iteration 0 inside a run."""
+    from comfyui_dno.nodes import optimization
+
+    expected = stock(asked)["samples"]
+    assert expected.std() > 0
+    zero = iteration_zero(asked)
+    assert torch.equal(zero, expected)
+    result = optimization.run(dataclasses.replace(asked, iterations=0))
+    assert torch.equal(result.latent["samples"], expected)
+    assert result.latent["samples"].dtype == expected.dtype
+    assert torch.equal(result.image, asked.vae.decode(expected))
+
+
+def latent(batch: int, mask: bool, empty: bool) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(8)
+    samples = torch.randn(batch, *tiny.LATENT, generator=generator)
+    made: dict[str, Any] = {"samples": samples * (0 if empty else 3)}
+    if mask:
+        made["noise_mask"] = torch.linspace(0, 1, 32).expand(1, 32, 32).clone()
+    return made
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.0])
+@pytest.mark.parametrize("denoise", [1.0, 0.6])
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_it_equals_ksampler(batch: int, mask: bool, denoise: float, eta: float) -> None:
+    made = latent(batch, mask, empty=denoise == 1 and not mask)
+    assert_equal_to_stock(request(latent=made, denoise=denoise, eta=eta))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_it_equals_ksampler_with_every_scheduler(scheduler: str) -> None:
+    assert_equal_to_stock(request(scheduler=scheduler, steps=6))
+
+
+def test_every_scheduler_of_comfyui_was_tried() -> None:
+    import comfy.samplers
+
+    assert set(SCHEDULERS) == set(comfy.samplers.KSampler.SCHEDULERS)
+
+
+def test_a_scheduler_may_give_other_than_the_asked_number_of_steps() -> None:
+    from comfyui_dno.nodes import optimization
+
+    lengths = {len(optimization._sigmas(request(scheduler=s, steps=6))) for s in SCHEDULERS}
+    assert len(lengths) > 1, "no scheduler here tests that the schedule decides, not the widget"
+
+
+def test_it_equals_ksampler_for_one_image_of_a_batch() -> None:
+    made = latent(2, mask=False, empty=True)
+    assert_equal_to_stock(request(latent={**made, "batch_index": [4, 1]}))
+
+
+def test_it_equals_ksampler_with_v_prediction() -> None:
+    assert_equal_to_stock(request(model=tiny.sd_model(torch.float32, v_prediction=True)))
+
+
+def test_it_equals_ksampler_at_cfg_1() -> None:
+    assert_equal_to_stock(request(cfg=1.0))
+
+
+def test_it_equals_ksampler_with_a_lora_and_a_controlnet() -> None:
+    control = tiny.control_net(torch.float32, strength=0.7)
+    positive = tiny.conditioning(1, torch.float32, control=control, control_apply_to_uncond=True)
+    model = tiny.lora_model(tiny.sd_model(torch.float32))
+    assert_equal_to_stock(request(model=model, positive=positive))
+
+
+def test_every_pass_through_keyframed_hooks_gives_the_same_picture() -> None:
+    """The weights that the last keyframe left must not be those of the next first step."""
+    model = tiny.sd_model(torch.float32)
+    hooks = tiny.hook_lora(model, keyframes=True)
+    asked = request(
+        model=model,
+        positive=tiny.conditioning(1, torch.float32, hooks=hooks),
+        negative=tiny.conditioning(2, torch.float32, hooks=hooks),
+    )
+
+    def thrice(problem: Any, z: torch.Tensor, to_latent: Any) -> list[torch.Tensor]:
+        weights = (1.0,)
+        first = problem.evaluate(z, weights, differentiate=True)
+        second = problem.evaluate(z, weights)
+        problem.gradient(z, first, first.image_gradient)
+        third = problem.evaluate(z, weights)
+        return [to_latent(each.path.final) for each in (first, second, third)]
+
+    expected = stock(asked)["samples"]
+    for latent in inside(asked, thrice):
+        assert torch.equal(latent, expected)
+    assert torch.equal(stock(asked)["samples"], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_equals_ksampler_in_half_precision(dtype: torch.dtype) -> None:
+    assert_equal_to_stock(request(model=tiny.sd_model(dtype)))
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("eta", [1.0, 0.0])
+def test_flux_equals_ksampler(eta: float, mask: bool) -> None:
+    made: dict[str, Any] = {"samples": torch.zeros(2, 16, 8, 8)}
+    if mask:
+        made = {"samples": torch.ones(2, 16, 8, 8), "noise_mask": torch.ones(1, 8, 8) / 2}
+    assert_equal_to_stock(
+        request(
+            model=tiny.flux_model(torch.float32),
+            vae=tiny.flux_vae(torch.float32),
+            positive=tiny.flux_conditioning(1, torch.float32),
+            negative=tiny.flux_conditioning(2, torch.float32),
+            latent=made,
+            cfg=1.0,
+            eta=eta,
+        )
+    )
+
+
+@pytest.mark.parametrize("iterations", [0, 1])
+def test_the_latent_keeps_what_ksampler_keeps(iterations: int) -> None:
+    from comfyui_dno.nodes import optimization
+
+    made = {**latent(1, mask=True, empty=False), "batch_index": [0], "downscale_ratio_spacial": 8}
+    asked = request(latent=made, iterations=iterations, check_gradient=False)
+    expected = stock(asked)
+    result = optimization.run(asked).latent
+    assert result.keys() == expected.keys()
+    assert result["noise_mask"] is expected["noise_mask"]
+    assert result["samples"].dtype == expected["samples"].dtype
