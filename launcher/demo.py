@@ -113,7 +113,7 @@ def run_with_progress(server: ComfyServer, workflow: dict[str, Any]) -> dict[str
                     for node, state in event["data"]["nodes"].items():
                         if _class(workflow, node) == SAMPLER and state["max"] > 0:
                             share = state["value"] / state["max"]
-                            bar.update(0.98 * share, f"{state['value']:g} of {state['max']:g}")
+                            bar.update(0.98 * share, f"{time.monotonic() - bar.started:.0f} s")
             return entry
     except ConnectionError:
         return server.wait(prompt_id)
@@ -144,12 +144,10 @@ def save_pictures(
 
 
 def read_result(entry: dict[str, Any], workflow: dict[str, Any]) -> dict[str, Any]:
-    """The numbers the sampler put beside its outputs; of several rewards, the first one's."""
+    """The numbers the sampler put beside its outputs."""
     for node, outputs in entry["outputs"].items():
         if _class(workflow, node) == SAMPLER and outputs.get("dno"):
-            numbers = outputs["dno"][0]
-            first = {key: numbers[key][0] for key in ("reward", "reward_before", "reward_after")}
-            return {**numbers, **first}
+            return dict(outputs["dno"][0])
     raise Problem("The sampler reported no numbers. Restore the nodes folder from the repository.")
 
 
