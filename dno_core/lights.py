@@ -10,7 +10,7 @@ from .objective import TermInfo, objective
 from .trajectory import Record, objectives
 from .typicality import TYPICAL
 
-SATURATION_RISE = 0.15
+SATURATION_RISE = 0.5
 """Rise of the share of clamped pixel values, over iteration 0, that is called suspicious."""
 
 
