@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from comfy.ldm.modules.diffusionmodules.model import Decoder as ConvDecoder
+from comfy.taesd.taesd import TAESD
+from comfy.taesd.taesd import Decoder as TinyDecoder
 from torch import Tensor, nn
 
 from ...dno_core.sampler import vjp_unit
@@ -75,6 +77,8 @@ def decode_stages(model: nn.Module) -> list[Stage]:
     if plain and type(decoder) is ConvDecoder and not decoder.carried:
         entry: Any = getattr(model, "post_quant_conv", None)
         return ([entry] if entry is not None else []) + _conv_stages(decoder)
+    if type(model) is TAESD and type(model.taesd_decoder) is TinyDecoder:
+        return [_taesd_enter(model), *model.taesd_decoder, lambda h: h.sub(0.5).mul(2)]
     whole: Any = model
     return [lambda z: whole.decode(z)]
 
@@ -95,6 +99,10 @@ def _conv_stages(decoder: Any) -> list[Stage]:
         if level:
             stages.append(up.upsample)
     return [*stages, finish]
+
+
+def _taesd_enter(model: Any) -> Stage:
+    return lambda z: (z - model.vae_shift) * model.vae_scale
 
 
 def _timeless(block: nn.Module) -> Stage:

@@ -146,7 +146,9 @@ def flux_vae(dtype: torch.dtype = torch.float64) -> Any:
             "params": {**DDCONFIG, "z_channels": 16},
         },
     )
-    return vae_around(quiet_output(engine), dtype)
+    made = vae_around(quiet_output(engine), dtype)
+    made.latent_channels = 16
+    return made
 
 
 def taesd_vae(dtype: torch.dtype = torch.float64) -> Any:
@@ -156,7 +158,7 @@ def taesd_vae(dtype: torch.dtype = torch.float64) -> Any:
 
     model = randomize(comfy.taesd.taesd.TAESD(latent_channels=4), 7, 0.1)
     with torch.no_grad():
-        model.taesd_decoder[-1].weight *= 0.05
+        model.taesd_decoder[-1].weight *= 0.15
         model.taesd_decoder[-1].bias.fill_(0.5)
     made = comfy.sd.VAE(sd=model.state_dict(), dtype=dtype)
     return made
