@@ -198,11 +198,18 @@ class ComfyServer:
         return json.loads(text) if text.strip() else {}
 
     def prompt(self, workflow: dict[str, Any]) -> str:
-        """Queue an API-format workflow; returns its id. Raises Rejected with the node errors."""
+        """Queue an API-format workflow; returns its id. Raises Rejected with the node errors.
+
+        ComfyUI would run those outputs of a workflow that have no error; here all or nothing runs.
+        """
         answer = self.post("/prompt", {"prompt": workflow, "client_id": self.client_id})
-        if "prompt_id" not in answer:
-            raise Rejected(answer)
-        return str(answer["prompt_id"])
+        prompt_id = answer.get("prompt_id")
+        if prompt_id is not None and not answer.get("node_errors"):
+            return str(prompt_id)
+        if prompt_id is not None:
+            self.post("/queue", {"delete": [prompt_id]})
+            self.post("/interrupt", {"prompt_id": prompt_id})
+        raise Rejected(answer)
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
         """The finished prompt's record, or None while it waits or runs."""
@@ -259,7 +266,7 @@ class Rejected(Problem):
                 what = f"{error.get('message')} ({error.get('details')})"
                 lines.append(f"    node {node}, {report.get('class_type')}: {what}")
         error = answer.get("error")
-        reason = error.get("message") if isinstance(error, dict) else error
+        reason = error.get("message") if isinstance(error, dict) else error or "a node is not fit"
         details = "\n".join(lines)
         super().__init__(
             f"ComfyUI refused the workflow: {reason}. Update the pack and ComfyUI so that they "
