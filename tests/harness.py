@@ -15,7 +15,15 @@ from typing import Any
 from comfyui_dno.launcher import comfyui
 from comfyui_dno.launcher.server import ComfyServer, Rejected, failure, make_base, unlink_pack
 
-__all__ = ["ComfyPage", "ComfyServer", "Rejected", "failure", "open_page", "start_server"]
+__all__ = [
+    "ComfyPage",
+    "ComfyServer",
+    "Rejected",
+    "failure",
+    "open_page",
+    "open_url",
+    "start_server",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM_FLAGS = [
@@ -52,8 +60,7 @@ class ComfyPage:
         self.errors: list[str] = []
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
-    def open(self) -> None:
-        self.page.goto(self.server.url)
+    def wait_until_ready(self) -> None:
         self.page.wait_for_function(
             "() => window.app && window.app.extensionManager"
             " && !document.querySelector('#splash-loader')"
@@ -100,32 +107,41 @@ class ComfyPage:
 
 
 @contextlib.contextmanager
-def open_page(
-    server: ComfyServer,
-    vue_nodes: bool = False,
-    chromium: str | None = None,
-    size: tuple[int, int] = (1600, 1000),
-) -> Iterator[ComfyPage]:
-    """The server's page in a fresh profile. vue_nodes: draw nodes as DOM elements (Nodes 2.0)."""
+def open_url(url: str, size: tuple[int, int] = (1600, 1000)) -> Iterator[Any]:
+    """A playwright Page on that address, in a fresh profile."""
     from playwright.sync_api import sync_playwright
 
-    settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue_nodes}
-    file = server.base / "user" / "default" / "comfy.settings.json"
-    file.write_text(json.dumps(settings), encoding="utf-8")
-    path = chromium or os.environ.get("DNO_CHROMIUM") or _find_chromium()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        browser = playwright.chromium.launch(executable_path=_find_chromium(), args=CHROMIUM_FLAGS)
         try:
             page = browser.new_page(viewport={"width": size[0], "height": size[1]})
-            comfy_page = ComfyPage(page, server)
-            comfy_page.open()
-            yield comfy_page
+            page.goto(url)
+            yield page
         finally:
             browser.close()
 
 
+@contextlib.contextmanager
+def open_page(
+    server: ComfyServer, vue_nodes: bool = False, size: tuple[int, int] = (1600, 1000)
+) -> Iterator[ComfyPage]:
+    """The server's page in a fresh profile. vue_nodes: draw nodes as DOM elements (Nodes 2.0)."""
+    settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue_nodes}
+    file = server.base / "user" / "default" / "comfy.settings.json"
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    with open_url(server.url, size) as page:
+        comfy_page = ComfyPage(page, server)
+        comfy_page.wait_until_ready()
+        yield comfy_page
+
+
 def _find_chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
+    for name in (
+        os.environ.get("DNO_CHROMIUM", ""),
+        "chromium",
+        "chromium-browser",
+        "google-chrome",
+    ):
+        if name and (found := shutil.which(name)):
             return found
     raise RuntimeError("Chromium is missing. Install it: apt-get install chromium")
