@@ -93,6 +93,7 @@ class Problem:
             with torch.set_grad_enabled(wanted):
                 leaf = image.detach().requires_grad_(wanted)
                 score = term.reward.score(leaf, term.context)
+                _require_one_score_an_image(score, len(image), term.reward.name)
                 if gradient is not None and wanted:
                     part = objective([term.info], score[None], [weight]).sum()
                     if not part.requires_grad:
@@ -111,6 +112,14 @@ class Problem:
         """d objective / d z for a given d objective / d image: decode and sweep, pulled back."""
         v = self.decoder.pull(evaluation.path.final, image_gradient)
         return self.noise_map.pull(z, evaluation.path, v)
+
+
+def _require_one_score_an_image(score: Tensor, images: int, name: str) -> None:
+    if score.shape != (images,):
+        raise ValueError(
+            f"The reward '{name}' gave a tensor of shape {list(score.shape)} for {images} images. "
+            f"Make it return one score an image: shape [{images}]."
+        )
 
 
 def _require_finite(values: Tensor, what: str) -> None:
