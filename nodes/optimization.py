@@ -37,6 +37,7 @@ from .comfy_bridge.decoding import BlockDecoder
 from .comfy_bridge.forecast import forecast_line
 from .comfy_bridge.loading import reward_patcher, run_model, run_vae
 from .comfy_bridge.progress import Progress
+from .comfy_bridge.refusals import refuse_wrong_vae
 from .comfy_bridge.sampling import (
     BACKWARD_COST,
     FORWARD_COST,
@@ -102,6 +103,7 @@ def run(request: Request) -> Result:
     """
     _require_climbable(request.terms)
     latent = _model_latent(request.model, request.latent)
+    refuse_wrong_vae(request.model, request.vae)
     sigmas = _sigmas(request)
     if len(sigmas) < 2:
         raise ValueError("With denoise 0 there is nothing to sample. Set denoise above 0.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from .scope import controls_of
@@ -36,15 +38,39 @@ def refuse_unsupported(model: Any, conds: dict[str, list[dict[str, Any]]], laten
             "Hook LoRAs differ between the positive and the negative prompt, which overwrites "
             "weights inside a step. Use the same hooks on both, or Load LoRA instead."
         )
+    for what, patcher in _hangers_on(model, conds):
+        if patcher.is_dynamic():
+            raise Unsupported(
+                f"A {what} is streamed by dynamic VRAM, where gradients are wrong. "
+                "Start ComfyUI with --disable-dynamic-vram to use it with DNO Sampler."
+            )
+
+
+def refuse_wrong_vae(model: Any, vae: Any) -> None:
+    """Raise Unsupported for a VAE that cannot decode this model's latents."""
+    channels = model.get_model_object("latent_format").latent_channels
+    if vae.latent_channels != channels:
+        raise Unsupported(
+            f"This VAE decodes latents of {vae.latent_channels} channels and the model makes "
+            f"{channels}. Connect the model's own VAE to DNO Sampler."
+        )
+
+
+def _hangers_on(model: Any, conds: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, Any]]:
+    """The models besides the UNet that take part in a denoiser call, and what they are."""
     for control in controls_of(conds):
-        for patcher in control.get_models_only_self():
-            if patcher.is_dynamic() and patcher.cached_patcher_init is None:
-                raise Unsupported(
-                    "A ControlNet is streamed by dynamic VRAM, where gradients are wrong. "
-                    "Start ComfyUI with --disable-dynamic-vram to use ControlNets here."
-                )
+        yield from (("ControlNet", patcher) for patcher in control.get_models_only_self())
+    for entry in chain.from_iterable(conds.values()):
+        if "gligen" in entry:
+            yield "GLIGEN model", entry["gligen"][1]
+        yield from (("conditioning's model", each) for each in entry.get("additional_models", ()))
+    patches = [*model.get_nested_additional_models(), *model.model_patches_models()]
+    yield from (("model patch", patcher) for patcher in patches)
 
 
 def _hooks_key(entry: dict[str, Any]) -> frozenset[int]:
-    hooks = entry.get("hooks")
-    return frozenset() if hooks is None else frozenset(id(hook.hook_ref) for hook in hooks.hooks)
+    groups = [entry.get("hooks")]
+    if "control" in entry:
+        groups += entry["control"].get_extra_hooks()
+    hooks = chain.from_iterable(group.hooks for group in groups if group is not None)
+    return frozenset(id(hook.hook_ref) for hook in hooks)
