@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 CHUNK_NUMBERS = 32_000_000
-"""Gathered numbers alive at a time (128 MB in float32)."""
+"""Gathered numbers alive at a time on an accelerator (128 MB in float32)."""
+
+CPU_CHUNK_NUMBERS = 1_000_000
+"""The same on a CPU, where what stays in its cache is three times as fast."""
 
 KEPT_NUMBERS = 100_000_000
 """A set of permutations up to this size is drawn once and kept (400 MB as int32)."""
@@ -32,10 +35,9 @@ class Permutations:
     _kept: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     def chunks(self, size: int) -> Iterator[Tensor]:
-        """Yield int64 [p, n] with p <= size; the same permutations every time."""
+        """Yield int32 [p, n] with p <= size; the same permutations every time."""
         if self._kept:
-            for kept in self._kept[0].split(size):
-                yield kept.long()
+            yield from self._kept[0].split(size)
             return
         home = self.device if self.device.type == "cuda" else torch.device("cpu")
         generator = torch.Generator(device=home).manual_seed(self.seed)
@@ -43,13 +45,19 @@ class Permutations:
         parts = []
         for first in range(0, self.count, size):
             rows = range(first, min(first + size, self.count))
-            drawn = [torch.randperm(self.n, generator=generator, device=home) for _ in rows]
+            drawn = [self._draw(generator) for _ in rows]
             chunk = torch.stack(drawn).to(self.device)
             if keep:
-                parts.append(chunk.int())
+                parts.append(chunk)
             yield chunk
         if keep and parts:
             self._kept.append(torch.cat(parts))
+
+    def _draw(self, generator: torch.Generator) -> Tensor:
+        """int32 is three times as fast to draw as int64."""
+        return torch.randperm(
+            self.n, generator=generator, device=generator.device, dtype=torch.int32
+        )
 
 
 @dataclass(frozen=True)
@@ -109,11 +117,14 @@ def permutation_penalty(flat: Tensor, k: int, permutations: Permutations) -> tup
         share = 1.0 if order is None else 1.0 / permutations.count
         terms = 2 * math.log(2) - found.log_p1 - found.log_p2
         penalty += share * terms.sum(1)
+        if flat.device.type == "cpu" and not bool((found.log_p1 + found.log_p2 < 0).any()):
+            continue  # all asleep; elsewhere asking would be a host round trip
         part = share * _row_gradient(rows, found)
         if order is None:
             gradient[:, :used] += part.flatten(1)
         else:
-            gradient.index_add_(1, order.flatten(), part.flatten(1))
+            # index_add_ is 100 times slower with int32
+            gradient.index_add_(1, order.flatten().long(), part.flatten(1))
     return penalty, gradient
 
 
@@ -133,9 +144,11 @@ def _arrangements(
     batch, n = flat.shape
     used = n // k * k
     yield flat[:, :used].view(batch, 1, -1, k), None
-    for chunk in permutations.chunks(max(1, CHUNK_NUMBERS // max(batch * n, 1))):
+    limit = CPU_CHUNK_NUMBERS if flat.device.type == "cpu" else CHUNK_NUMBERS
+    for chunk in permutations.chunks(max(1, limit // max(batch * n, 1))):
         order = chunk[:, :used]
-        yield flat[:, order.flatten()].view(batch, len(order), -1, k), order
+        gathered = flat.index_select(1, order.flatten())
+        yield gathered.view(batch, len(order), -1, k), order
 
 
 def _excess(size: Tensor, k: int, m: int) -> Tensor:

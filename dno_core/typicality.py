@@ -88,4 +88,4 @@ def _simulated_null(numbers: int, k: int, permutations: int, draws: int) -> Tens
             lowest_log_p(torch.randn(50, numbers, generator=generator), k, orders)
             for _ in range(chunks)
         ]
-    return torch.cat(lows)[:draws].sort().values
+        return torch.cat(lows)[:draws].sort().values
