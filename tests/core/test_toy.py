@@ -1,0 +1,27 @@
+"""The toy of the DNO tutorial through the benchmark's own command (one seed, 200 particles)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOY = Path(__file__).resolve().parents[2] / "benchmarks" / "toy.py"
+
+
+@pytest.mark.slow
+def test_the_toy_climbs_as_the_published_one_does(tmp_path: Path) -> None:
+    """Starts where plain ring data is, gains at least 80 % of 1.552 + 0.325, rising throughout."""
+    output = tmp_path / "toy.json"
+    command = [sys.executable, str(TOY), "--quick", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(output.read_text(encoding="utf-8"))["targets"]
+    assert found["start_standard_errors_from_ring"] < 3, found
+    assert found["share_of_published_gain"] >= 0.8, found
+    assert found["rising"], found
+    rows = output.with_suffix(".csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "iteration,seed 0" and len(rows) == 102
