@@ -30,11 +30,18 @@ class Batch(NamedTuple):
 class Composer:
     """Draw batches; batch number n of a seed is always the same."""
 
-    def __init__(self, drawings: Drawings, seed: int, styles: tuple[str, ...] | None = None):
+    def __init__(
+        self,
+        drawings: Drawings,
+        seed: int,
+        styles: tuple[str, ...] | None = None,
+        aligned: bool = False,
+    ):
+        """Draw from some styles only, or all; aligned: one size, shifts by whole latent pixels."""
         words = list(STYLES.values())
         allowed = [words.index(s) for s in styles or words]
         mask = np.isin(drawings.style, allowed)
-        self.drawings, self.seed = drawings, seed
+        self.drawings, self.seed, self.aligned = drawings, seed, aligned
         self.own = np.flatnonzero(mask & ~drawings.turned)
         self.turned = np.flatnonzero(mask & drawings.turned)
         self.things, self.styles = list(THINGS), words
@@ -44,15 +51,17 @@ class Composer:
         self.names = list(BACKGROUNDS)
 
     def batch(self, number: int, size: int) -> Batch:
-        """Pick drawings, sizes, flips, shifts of at most 2 px and backgrounds."""
+        """Pick drawings, sizes, flips, shifts of at most 2 px (aligned: 4) and backgrounds."""
         rng = np.random.default_rng((self.seed, number))
         words = random.Random(f"{self.seed} {number}")
         turned = rng.random(size) < TURNED_SHARE
         pick = np.where(turned, rng.choice(self.turned, size), rng.choice(self.own, size))
         scale = rng.integers(0, self.drawings.rgba.shape[1], size)
-        rgba = self.drawings.rgba[pick, scale]
+        rgba = self.drawings.rgba[pick, np.ones_like(scale) if self.aligned else scale]
         for i in range(size):
             dy, dx = rng.integers(-SHIFT, SHIFT + 1, 2)
+            if self.aligned:
+                dy, dx = int(dy / 2) * 4, int(dx / 2) * 4
             rgba[i] = np.roll(rgba[i, :, ::-1] if rng.random() < 0.5 else rgba[i], (dy, dx), (0, 1))
         ground = rng.choice(len(self.names), size, p=self.weights)
         colour = self.palette[ground] + rng.uniform(-JITTER, JITTER, (size, 3))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import checkpoints
 import latent_space
+import muon
 import nets
 import torch
 from compose import Composer
@@ -44,9 +45,14 @@ def main() -> None:
     parser.add_argument("--cooldown", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--aligned", action="store_true",
+                        help="drawings of one size, shifted by whole latent pixels")  # fmt: skip
+    parser.add_argument("--start", type=Path, default=None,
+                        help="weights (checkpoints/*.safetensors) for a new run")  # fmt: skip
     parser.add_argument("--save-every", type=int, default=500)
     args = parser.parse_args()
 
@@ -57,27 +63,43 @@ def main() -> None:
     unet, text = nets.build_unet().to(device), nets.build_text().to(device)
     text.text_projection.requires_grad_(False)
     sigmas, tokens = nets.sigmas().to(device), nets.Tokens()
-    space, composer = latent_space.read(), Composer(load(args.data), args.seed)
+    space, composer = (
+        latent_space.read(),
+        Composer(load(args.data), args.seed, aligned=args.aligned),
+    )
+    if args.start:
+        for name, module in (("unet.", unet), ("text.", text)):
+            weights = checkpoints.load_file(args.start).items()
+            part = {k.removeprefix(name): v.float() for k, v in weights if k.startswith(name)}
+            module.load_state_dict(part)
     trained = [p for m in (unet, text) for p in m.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, args.lr, (0.9, 0.99), weight_decay=0.01)
+    optimizer: torch.optim.Optimizer | muon.Both
+    if args.optimizer == "muon":
+        optimizer = muon.Both([unet, text], args.lr)
+    else:
+        optimizer = torch.optim.AdamW(trained, args.lr, (0.9, 0.99), weight_decay=0.01)
     average = checkpoints.Average([unet, text], args.ema)
     path, stop, step = args.run / "state.pt", checkpoints.Stop(), 0
     state = checkpoints.load_state(path)
     if state:
         unet.load_state_dict(state["unet"])
         text.load_state_dict(state["text"])
-        optimizer.load_state_dict(state["optimizer"])
+        if state.get("kind", "adamw") == args.optimizer:
+            optimizer.load_state_dict(state["optimizer"])
         average.mean, step = [m.to(device) for m in state["mean"]], state["step"]
     print(f"{sum(p.numel() for p in trained) / 1e6:.2f} M parameters, from step {step}", flush=True)
 
     def save() -> None:
         weights = {"unet": unet.state_dict(), "text": text.state_dict(), "mean": average.mean}
-        checkpoints.save_state({**weights, "optimizer": optimizer.state_dict(), "step": step}, path)
+        kept = {"optimizer": optimizer.state_dict(), "kind": args.optimizer, "step": step}
+        checkpoints.save_state({**weights, **kept}, path)
         average.swap()
         ema = checkpoints.half(unet, "unet.") | checkpoints.half(text, "text.")
         average.swap()
+        raw = checkpoints.half(unet, "unet.") | checkpoints.half(text, "text.")
         note = {"step": str(step), "images": str(step * args.batch), "seed": str(args.seed)}
         checkpoints.save_tensors(ema, args.run / "ema.safetensors", note)
+        checkpoints.save_tensors(raw, args.run / "raw.safetensors", note)
 
     start, seen, total = time.time(), 0, 0.0
     while step < args.steps and not stop:
