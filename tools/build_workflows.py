@@ -1,8 +1,9 @@
-"""Make the shipped workflows: python tools/build_workflows.py [--thumbnails]
+"""Make the shipped workflows: python tools/build_workflows.py [--thumbnails] [--only NAME]
 
 The graphs below are built in ComfyUI's own page (Chromium), which writes both forms:
 workflows/NAME.json is what an artist loads, workflows/api/NAME.json what HTTP clients send.
---thumbnails also runs each workflow and makes workflows/NAME.jpg from its saved pictures.
+--thumbnails also runs each workflow and makes workflows/NAME.jpg from its saved pictures. --only
+names one workflow.
 Needs the test environment of run.py: .venv/bin/python tools/build_workflows.py
 """
 
@@ -25,7 +26,7 @@ from comfyui_dno.tests.harness import ComfyServer, failure, open_page, start_ser
 
 Node = dict[str, Any]
 WORKFLOWS = ROOT / "workflows"
-BLUE, GREEN, AMBER, GREY = "#3f789e", "#3f7d4e", "#b58b2a", "#5a5a5a"
+BLUE, GREEN, AMBER = "#3f789e", "#3f7d4e", "#b58b2a"
 
 
 def node(
@@ -103,74 +104,133 @@ The demo model is tiny: it knows a few hundred emoji drawings at 64 x 64 pixels.
 model, put your loader in place of *DNO Demo Model* and an empty latent of your size."""
 
 
+SAMPLED = {
+    "model": (1, "MODEL"),
+    "positive": (3, "CONDITIONING"),
+    "negative": (4, "CONDITIONING"),
+    "latent_image": (5, "LATENT"),
+}
+
+
+def curve(number: int, sampler: int, pos: tuple[int, int]) -> list[Node]:
+    """Two nodes: the reward curve of a sampler, and its picture saved as dno/curve."""
+    x, y = pos
+    return [
+        node(
+            number,
+            "DNO_RewardCurve",
+            (x, y),
+            (260, 100),
+            "",
+            {"trajectory": (sampler, "trajectory")},
+        ),
+        node(
+            number + 1,
+            "SaveImage",
+            (x + 300, y),
+            (560, 430),
+            "Save: curve",
+            {"images": (number, "image")},
+            filename_prefix="dno/curve",
+        ),
+    ]
+
+
 def first_light() -> dict[str, Any]:
-    run = {"model": (1, "MODEL"), "positive": (3, "CONDITIONING"), "negative": (4, "CONDITIONING")}
-    run["latent_image"] = (5, "LATENT")
     settings = sampling(seed=7, steps=10, cfg=3.0)
+    kinds = {"sampler_name": "euler_ancestral", "scheduler": "normal", "denoise": 1.0}
+    decode = {"samples": (6, "LATENT"), "vae": (1, "VAE")}
+    reward = {"vae": (1, "VAE"), "reward": (10, "reward")}
+    climb = {"scheduler": "normal", "denoise": 1.0, "iterations": 30, "learning_rate": 0.02}
     nodes = [
         *model_and_prompts("cat face"),
-        node(
-            6,
-            "KSampler",
-            (680, 60),
-            (300, 270),
-            "KSampler",
-            run,
-            **settings,
-            sampler_name="euler_ancestral",
-            scheduler="normal",
-            denoise=1.0,
-        ),
-        node(
-            7, "VAEDecode", (1020, 60), (220, 60), "", {"samples": (6, "LATENT"), "vae": (1, "VAE")}
-        ),
+        node(6, "KSampler", (680, 60), (320, 270), "", SAMPLED, **settings, **kinds),
+        node(7, "VAEDecode", (1040, 60), (200, 60), "", decode),
         *saved(8, (7, "IMAGE"), (1280, 60), "before"),
         node(10, "DNO_RewardLoader", (340, 560), (280, 150), "", reward="darkness"),
         node(
             11,
             "DNO_Sampler",
             (680, 500),
-            (340, 560),
+            (320, 700),
             "",
-            {**run, "vae": (1, "VAE"), "reward": (10, "reward")},
+            {**SAMPLED, **reward},
             **settings,
-            scheduler="normal",
-            denoise=1.0,
-            iterations=30,
-            learning_rate=0.02,
+            **climb,
         ),
         *saved(12, (11, "image"), (1280, 500), "after"),
-        node(
-            14, "DNO_RewardCurve", (1280, 940), (260, 100), "", {"trajectory": (11, "trajectory")}
-        ),
-        node(
-            15,
-            "SaveImage",
-            (1580, 940),
-            (420, 340),
-            "Save: curve",
-            {"images": (14, "image")},
-            filename_prefix="dno/curve",
-        ),
+        *curve(14, 11, (1980, 500)),
         node(16, "MarkdownNote", (20, 350), (280, 420), "Read me", text=FIRST_LIGHT_NOTE),
     ]
     groups = [
         group("What KSampler draws", 660, 0, 1260, 430, BLUE),
-        group("What DNO Sampler makes of the same seed", 660, 440, 1260, 430, GREEN),
-        group("How it climbed", 1260, 880, 760, 420, AMBER),
+        group("What DNO Sampler makes of the same seed", 660, 440, 1260, 790, GREEN),
+        group("How it climbed", 1960, 440, 900, 520, AMBER),
     ]
     return {"nodes": nodes, "groups": groups}
 
 
-GRAPHS = {"first_light": first_light}
+TWO_REWARDS_NOTE = """## Several rewards, and one that only watches
+- The first *Reward Loader* pulls the picture towards a **colour**.
+- The second scores how well it still matches the **prompt**. Both pull; the weights say how hard.
+- The third is a **held-out judge**: another image-text model that nothing is optimized for. If \
+its curve falls while the others rise, the picture is gaming its score.
+
+*Probability Regularizer* holds the noise to what Gaussian noise looks like. Lower its strength to \
+see pictures get worse while their score rises.
+
+*Pick Iteration* takes any iteration out of the finished run: change its index and press **Run**; \
+the sampler does not start again."""
 
 
-def build(server: ComfyServer) -> None:
+def two_rewards() -> dict[str, Any]:
+    settings = sampling(seed=3, steps=10, cfg=3.0)
+    climb = {"scheduler": "normal", "denoise": 1.0, "iterations": 20, "learning_rate": 0.02}
+    prompt = {"reward.prompt": (2, "STRING")}
+    mixed = {f"rewards.reward_{i}": (number, "reward") for i, number in enumerate((6, 7, 8))}
+    run = {
+        **SAMPLED,
+        "vae": (1, "VAE"),
+        "reward": (9, "reward"),
+        "regularizer": (10, "regularizer"),
+    }
+    judge = {"reward__model": "demo judge (held out)", "watch_only": True}
+    title = "Reward Loader: the judge, watched"
+    nodes = [
+        *model_and_prompts("fish"),
+        node(6, "DNO_RewardLoader", (680, 60), (320, 180), "Reward Loader: colour", {},
+             reward="colour", reward__colour="#2060ff"),
+        node(7, "DNO_RewardLoader", (680, 300), (320, 220), "Reward Loader: prompt", prompt,
+             reward="clip_score", weight=0.5),
+        node(8, "DNO_RewardLoader", (680, 580), (320, 220), title, prompt,
+             reward="clip_score", **judge),
+        node(9, "DNO_RewardMix", (1060, 60), (240, 110), "", mixed),
+        node(10, "DNO_ProbabilityRegularizer", (1060, 240), (300, 130)),
+        node(11, "DNO_Sampler", (1420, 60), (320, 700), "", run, **settings, **climb),
+        node(12, "DNO_PickIteration", (1800, 60), (260, 300), "Pick Iteration: the start",
+             {"trajectory": (11, "trajectory")}, index=0),
+        *saved(13, (12, "image"), (2100, 60), "before"),
+        *saved(15, (11, "image"), (2100, 480), "after"),
+        *curve(17, 11, (2760, 60)),
+        node(19, "MarkdownNote", (20, 350), (280, 460), "Read me", text=TWO_REWARDS_NOTE),
+    ]  # fmt: skip
+    groups = [
+        group("What to climb, and what to watch", 660, 0, 730, 840, AMBER),
+        group("The run", 1400, 0, 680, 840, GREEN),
+        group("Before, after, and how it went", 2080, 0, 1560, 860, BLUE),
+    ]
+    return {"nodes": nodes, "groups": groups}
+
+
+GRAPHS = {"first_light": first_light, "two_rewards": two_rewards}
+
+
+def build(server: ComfyServer, names: list[str]) -> None:
     script = (ROOT / "tools" / "graph.js").read_text(encoding="utf-8")
     (WORKFLOWS / "api").mkdir(parents=True, exist_ok=True)
-    for name, graph in GRAPHS.items():
+    for name in names:
         with open_page(server) as page:
-            made = page.page.evaluate(script, graph())
+            made = page.page.evaluate(script, GRAPHS[name]())
             made["ui"]["extra"].pop("ds", None)  # where the canvas happened to be scrolled
             write(WORKFLOWS / f"{name}.json", made["ui"])
             page.load(made["ui"], name)
@@ -203,10 +263,12 @@ def thumbnail(server: ComfyServer, name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the shipped workflows.")
     parser.add_argument("--thumbnails", action="store_true")
+    parser.add_argument("--only", choices=list(GRAPHS))
     arguments = parser.parse_args()
+    names = [arguments.only] if arguments.only else list(GRAPHS)
     with start_server() as server:
-        build(server)
-        for name in GRAPHS if arguments.thumbnails else ():
+        build(server, names)
+        for name in names if arguments.thumbnails else ():
             thumbnail(server, name)
 
 
