@@ -96,13 +96,7 @@ class Problem:
                 _require_one_score_an_image(score, len(image), term.reward.name)
                 if gradient is not None and wanted:
                     part = objective([term.info], score[None], [weight]).sum()
-                    if not part.requires_grad:
-                        raise ValueError(
-                            f"The reward '{term.reward.name}' is said to be differentiable and "
-                            "detaches its score. Mark it as not differentiable, or compute it "
-                            "in torch from the image to the score."
-                        )
-                    gradient += torch.autograd.grad(part, leaf)[0]
+                    gradient += _slope(part, leaf, term.reward.name)
             _require_finite(score, f"The score of '{term.reward.name}'")
             scores.append(score.detach().float())
         stacked = torch.stack(scores)
@@ -120,6 +114,18 @@ def _require_one_score_an_image(score: Tensor, images: int, name: str) -> None:
             f"The reward '{name}' gave a tensor of shape {list(score.shape)} for {images} images. "
             f"Make it return one score an image: shape [{images}]."
         )
+
+
+def _slope(part: Tensor, image: Tensor, name: str) -> Tensor:
+    slope = None
+    if part.requires_grad:
+        (slope,) = torch.autograd.grad(part, image, allow_unused=True)
+    if slope is None:
+        raise ValueError(
+            f"The reward '{name}' is said to be differentiable and detaches its score. Mark it "
+            "as not differentiable, or compute it in torch from the image to the score."
+        )
+    return slope
 
 
 def _require_finite(values: Tensor, what: str) -> None:
