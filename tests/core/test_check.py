@@ -142,9 +142,11 @@ def test_a_fully_detached_model_is_told_apart_from_a_reward_without_gradient() -
     flat = small_problem(terms=(Term(FakeReward(lambda images: red(images) * 0)),))
     with pytest.raises(GradientMismatch, match="reward gives no gradient"):
         checked(flat, small_noise(side=SIDE))
-    closed = small_problem(terms=(Term(FakeReward(lambda images: red(images.detach()))),))
-    with pytest.raises(ValueError, match="'fake' is said to be differentiable"):
-        checked(closed, small_noise(side=SIDE))
+    weight = torch.ones((), requires_grad=True)
+    for factor in (1.0, weight):
+        closed = FakeReward(lambda images, factor=factor: red(images.detach()) * factor)
+        with pytest.raises(ValueError, match="'fake' is said to be differentiable"):
+            checked(small_problem(terms=(Term(closed),)), small_noise(side=SIDE))
 
 
 def test_a_gradient_of_nan_is_called_that_also_in_the_first_iteration() -> None:

@@ -97,6 +97,13 @@ def test_what_is_not_a_number_is_named(bad: float) -> None:
         small_problem(terms=(broken,)).evaluate(small_noise(), (1.0,))
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (2, 1), (3,)])
+def test_a_reward_that_does_not_give_one_score_an_image_is_named(shape: tuple[int, ...]) -> None:
+    odd = Term(FakeReward(lambda images: images.mean() * torch.ones(shape), name="odd"))
+    with pytest.raises(ValueError, match="'odd' gave a tensor of shape .* for 2 images"):
+        small_problem(terms=(odd,)).evaluate(small_noise(), (1.0,), differentiate=True)
+
+
 def test_an_unknown_goal_is_refused() -> None:
     with pytest.raises(ValueError, match="maximise"):
         Term(FakeReward(red), goal="maximise")  # type: ignore[arg-type]

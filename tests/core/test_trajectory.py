@@ -32,6 +32,7 @@ from comfyui_dno.dno_core import (
     optimize,
     warning_lights,
 )
+from comfyui_dno.dno_core.lights import SATURATION_RISE
 from comfyui_dno.dno_core.trajectory import to_uint8
 
 INFO = TermInfo("wave", "units", 2.0, "maximize", 0.0, 1.0, False)
@@ -282,8 +283,10 @@ def test_each_light_says_its_own_sentence() -> None:
     start = record(0, [[0, 0], [1, 1]], saturated=(0.1, 0.1))
     left = record(1, [[3, 3], [1, 1]], quantile=(0.5, 0.01))
     assert "iteration 1" in warning_lights((INFO, WATCHED), [start, left])[0]
-    burnt = record(1, [[3, 3], [1, 1]], saturated=(0.1, 0.3))
-    assert "20% more" in warning_lights((INFO, WATCHED), [start, burnt])[0]
+    burnt = record(1, [[3, 3], [1, 1]], saturated=(0.1, 0.15 + SATURATION_RISE))
+    assert (
+        f"{0.05 + SATURATION_RISE:.0%} more" in warning_lights((INFO, WATCHED), [start, burnt])[0]
+    )
     fallen = record(1, [[3, 3], [0.4, 0.4]])
     (light,) = warning_lights((INFO, WATCHED), [start, fallen])
     assert "'judge' has fallen" in light
