@@ -35,7 +35,7 @@ from ..dno_core import (
 )
 from .comfy_bridge.decoding import BlockDecoder
 from .comfy_bridge.forecast import forecast_line
-from .comfy_bridge.loading import reward_patcher, run_model, run_vae
+from .comfy_bridge.loading import has_quantized_weights, reward_patcher, run_model, run_vae
 from .comfy_bridge.progress import Progress
 from .comfy_bridge.refusals import refuse_wrong_vae
 from .comfy_bridge.sampling import (
@@ -277,7 +277,7 @@ def _climb(
         seed=request.seed,
         optimizer=request.optimizer,
         regularizer=regularizer,
-        check_tolerance=_tolerance(request.model) if request.check_gradient else None,
+        check_tolerance=_check_tolerance(request),
     )
     warnings: tuple[str, ...] = ()
     reason, final = "", z[0]
@@ -315,9 +315,13 @@ def planned_cost(calls: int, iterations: int, check_gradient: bool) -> float:
     return forward + iterations * calls * BACKWARD_COST + checks
 
 
-def _tolerance(model: Any) -> float:
-    dtype = model.model.manual_cast_dtype or model.model_dtype()
-    return CHECK_TOLERANCE.get(dtype, HALF_TOLERANCE)
+def _check_tolerance(request: Request) -> float | None:
+    """Of the gradient check, by the coarser of model and VAE; None for no check."""
+    model = request.model
+    if not request.check_gradient or has_quantized_weights(model):
+        return None
+    dtypes = (model.model.manual_cast_dtype or model.model_dtype(), request.vae.vae_dtype)
+    return max(CHECK_TOLERANCE.get(dtype, HALF_TOLERANCE) for dtype in dtypes)
 
 
 def _reward_patchers(terms: tuple[Term, ...]) -> list[Any]:

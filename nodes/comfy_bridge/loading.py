@@ -60,6 +60,12 @@ def reward_patcher(module: nn.Module) -> Any:
     return patcher
 
 
+def has_quantized_weights(patcher: Any) -> bool:
+    """Whether layers round their inputs (fp8, nvfp4): a finite difference means nothing there."""
+    plain = (Tensor, nn.Parameter)
+    return any(type(weight.data) not in plain for weight in patcher.model.parameters())
+
+
 def non_dynamic(patcher: Any, what: str) -> Any:
     """The patcher itself, or its non-dynamic delegate. Raises Unsupported where none can be had."""
     if not patcher.is_dynamic():

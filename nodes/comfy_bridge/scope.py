@@ -64,6 +64,8 @@ def normal(tensor: Tensor) -> Tensor:
     A wrapper subclass (quantized weights) is taken apart and put together again: pointing its
     outer shell at a storage would crash.
     """
+    if hasattr(tensor, "__tensor_flatten__"):
+        return _normal_wrapper(tensor)
     if not tensor.is_inference():
         return tensor
     if type(tensor) is Tensor or type(tensor) is nn.Parameter:
@@ -71,12 +73,16 @@ def normal(tensor: Tensor) -> Tensor:
         return out.set_(
             tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
         )
-    if hasattr(tensor, "__tensor_flatten__"):
-        names, context = tensor.__tensor_flatten__()
-        inner = {name: normal(getattr(tensor, name)) for name in names}
-        kind: Any = type(tensor)
-        return kind.__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
     return tensor.clone()
+
+
+def _normal_wrapper(tensor: Any) -> Any:
+    names, context = tensor.__tensor_flatten__()
+    inner = {name: normal(getattr(tensor, name)) for name in names}
+    if not tensor.is_inference() and all(inner[name] is getattr(tensor, name) for name in names):
+        return tensor
+    kind: Any = type(tensor)
+    return kind.__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
 
 
 def normal_copies(value: Any) -> Any:
