@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def fingerprint(value: Any) -> Any:
@@ -42,7 +42,9 @@ def of_model(patcher: Any) -> Any:
     )
     return {
         "weights": fingerprint(dict(patcher.model.state_dict())),
-        "latent_format": fingerprint(vars(getattr(patcher.model, "latent_format", nn.Module()))),
+        "latent_format": fingerprint(
+            getattr(getattr(patcher.model, "latent_format", None), "__dict__", {})
+        ),
         "own": sorted(vars(patcher)),
         **{name: fingerprint(getattr(patcher, name)) for name in names},
     }
