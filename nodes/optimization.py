@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from .comfy_bridge.sampling import (
     model_steps,
     stock_sampler,
 )
-from .comfy_bridge.scope import gradient_scope, normal_copies
+from .comfy_bridge.scope import NormalInputs, gradient_scope, normal_copies
 from .recovery import keep_cancelled
 from .report import failure_line, status_line
 
@@ -93,6 +93,16 @@ class Result:
     latent: dict[str, Any]
     image: Tensor
     trajectory: Trajectory
+
+
+class _RunProblem(Problem):
+    """Scores rewards whose tensors were made where nodes run: in inference mode."""
+
+    def score(
+        self, image: Tensor, weights: Sequence[float], differentiate: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        with NormalInputs():
+            return super().score(image, weights, differentiate)
 
 
 def run(request: Request) -> Result:
@@ -229,7 +239,7 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
                 forecast_line(model, vae, z, request.iterations, calls),
             )
             decoder = BlockDecoder(vae, to_latent, progress.call)
-            problem = Problem(noise_map, decoder, request.terms)
+            problem = _RunProblem(noise_map, decoder, request.terms)
             trajectory, final = _climb(request, problem, z, to_latent, progress)
             trajectories.append(trajectory)
             return final

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import comfy.model_management
@@ -17,7 +17,7 @@ from torch import Tensor
 from ...dno_core import Path, Step, ddim_steps, flow_steps, noise_count, sweep
 from .hook_frames import HookFrames
 from .refusals import refuse_unsupported
-from .scope import free_control_hints, free_weights, normal_copies
+from .scope import NormalInputs, free_control_hints, free_weights, normal_copies
 
 OnCall = Callable[[int], None]
 """Told the cost of the denoiser call that follows, in plain forward calls."""
@@ -53,6 +53,7 @@ class ComfyMap:
         self._masked = comfy.samplers.KSamplerX0Inpaint(guider, sigmas)
         self._masked.latent_image = latent_image
         self._hooks = HookFrames(guider.conds, guider.inner_model.current_patcher)
+        self._mode: AbstractContextManager[Any] = nullcontext()
         self.steps = model_steps(self._sampling, sigmas, eta)
 
     def start(self, z0: Tensor) -> Tensor:
@@ -94,7 +95,14 @@ class ComfyMap:
         self._on_call(BACKWARD_COST)
         self._hooks.go_to(sigma)
         self._masked.noise = z0
-        return self._masked(x, sigma * x.new_ones([x.shape[0]]), **self._extra_args)
+        with self._mode:
+            try:
+                return self._masked(x, sigma * x.new_ones([x.shape[0]]), **self._extra_args)
+            except RuntimeError as error:
+                if "Inference tensors" not in str(error) or isinstance(self._mode, NormalInputs):
+                    raise
+        self._mode = NormalInputs()  # a patch keeps tensors that were made in inference mode
+        return self._denoise(x, sigma, z0)
 
     def _before_step(self, sigma: Tensor) -> None:
         self._on_call(FORWARD_COST)

@@ -10,6 +10,7 @@ from typing import Any
 import comfy.model_management
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -107,6 +108,20 @@ def normal_copies(value: Any) -> Any:
         clone.cond = inner
         return clone
     return value
+
+
+class NormalInputs(TorchFunctionMode):
+    """In here every torch function is given normal tensors, whatever it is called with.
+
+    For what lies out of reach: tensors that model patches and rewards keep in their closures.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__name__", "") == "__set__":
+            return function(*args, **(kwargs or {}))
+        return function(*normal_copies(args), **normal_copies(kwargs or {}))
 
 
 def _changed(new: Iterable[Any], old: Iterable[Any]) -> bool:
