@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from comfyui_dno.dno_core import Term
+from comfyui_dno.rewards.base import PixelReward
+
 from . import tiny
 from .runs import KeepDouble, gradient_errors, request, wavy_reward
 
@@ -125,6 +128,29 @@ def test_the_same_hook_lora_on_both_prompts_has_the_right_gradient(keyframes: bo
         positive=tiny.conditioning(1, hooks=hooks),
         negative=tiny.conditioning(2, hooks=hooks),
     )
+
+
+def test_a_patch_that_keeps_inference_tensors_has_the_right_gradient() -> None:
+    """As IPAdapter and regional prompts do: made when their node ran, out of our reach."""
+    scale = torch.rand(1, 1, 1, dtype=DOUBLE) + 0.5
+    shift = torch.randn(1, 1, 1, dtype=DOUBLE)
+    assert scale.is_inference()
+    model = tiny.sd_model(DOUBLE)
+    model.set_model_attn2_patch(
+        lambda q, k, v, extra_options: (torch.tanh(q) * scale, k * q.mean() * scale, v + shift)
+    )
+    check(model=model)
+
+
+def test_a_reward_that_keeps_inference_tensors_has_the_right_gradient() -> None:
+    target = torch.rand(1, 3, 16, 16, dtype=DOUBLE)
+    assert target.is_inference()
+
+    def score(images: torch.Tensor) -> torch.Tensor:
+        return (torch.sin(5 * images * target) * target).flatten(1).mean(1)
+
+    errors = gradient_errors(request(DOUBLE, terms=(Term(PixelReward("a", "b", 1.0, score)),)))
+    assert max(errors) < LIMIT, errors
 
 
 def flux(**changes: Any) -> dict[str, Any]:
