@@ -90,6 +90,9 @@ def stop(number: int, frame: FrameType | None) -> None:
 def main(arguments: list[str]) -> int:
     chosen = parse(arguments)
     signal.signal(signal.SIGTERM, stop)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a Windows console may lack a letter of pip's output
+            stream.reconfigure(errors="replace")
     try:
         if chosen.command == "demo":
             return run_demo(chosen.output, chosen.gpu)
