@@ -26,7 +26,8 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 def is_hidden(name: str, weight: torch.Tensor) -> bool:
     """Whether a weight is a matrix (or convolution) between hidden layers."""
-    edge = name.startswith(("input_blocks.0.", "out.")) or "embedding" in name
+    edge = name.startswith(("input_blocks.0.", "out.", "encoder.conv_in.", "decoder.conv_out."))
+    edge = edge or "embedding" in name
     return weight.ndim >= 2 and not edge
 
 

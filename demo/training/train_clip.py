@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import checkpoints
 import latent_space
+import muon
 import nets
 import torch
 from captions import caption
@@ -166,7 +167,7 @@ def write(model: CLIPModel, folder: Path, note: dict[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = checkpoints.half(model)
     checkpoints.save_tensors(tensors, folder / "model.safetensors", {"format": "pt", **note})
-    config = model.config.to_dict()
+    config = model.config.to_diff_dict()
     config["architectures"] = ["CLIPModel"]
     config["dtype"] = "float16"
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=checkpoints.RUNS)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -213,19 +215,24 @@ def main() -> None:
         "own drawings": Composer(drawings, 99, kind.styles).batch(0, 400),
         "other sets": Composer(drawings, 99, others).batch(0, 400),
     }
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, (0.9, 0.98), weight_decay=0.05)
+    optimizer: torch.optim.Optimizer | muon.Both
+    if args.optimizer == "muon":
+        optimizer = muon.Both([model], args.lr)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), args.lr, (0.9, 0.98), weight_decay=0.05)
     path, stop, step = args.run / f"{args.kind}_state.pt", checkpoints.Stop(), 0
     state = checkpoints.load_state(path)
     if state:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        if state.get("kind", "adamw") == args.optimizer:
+            optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     count = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{args.kind}: {count:.2f} M parameters, from step {step}", flush=True)
 
     def save() -> None:
         weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        checkpoints.save_state({**weights, "step": step}, path)
+        checkpoints.save_state({**weights, "kind": args.optimizer, "step": step}, path)
         note = {"step": str(step), "images": str(step * args.batch), "seed": str(kind.seed)}
         write(model, HERE / args.kind, note)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import checkpoints
 import latent_space
+import muon
 import nets
 import torch
 from compose import Composer
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--cooldown", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
@@ -74,19 +76,24 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = nets.build_vae().to(device)
     space, composer = latent_space.read(), Composer(load(args.data), args.seed)
-    optimizer = torch.optim.AdamW(vae.parameters(), args.lr, (0.9, 0.99), weight_decay=0.001)
+    optimizer: torch.optim.Optimizer | muon.Both
+    if args.optimizer == "muon":
+        optimizer = muon.Both([vae], args.lr)
+    else:
+        optimizer = torch.optim.AdamW(vae.parameters(), args.lr, (0.9, 0.99), weight_decay=0.001)
     average = checkpoints.Average([vae], 0.995)
     path, stop, step = args.run / "vae_state.pt", checkpoints.Stop(), 0
     state = checkpoints.load_state(path)
     if state:
         vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
+        if state.get("kind", "adamw") == args.optimizer:
+            optimizer.load_state_dict(state["optimizer"])
         average.mean, step = [m.to(device) for m in state["mean"]], state["step"]
 
     def save() -> None:
         checkpoints.save_state(
             {"vae": vae.state_dict(), "mean": average.mean,
-             "optimizer": optimizer.state_dict(), "step": step}, path
+             "optimizer": optimizer.state_dict(), "kind": args.optimizer, "step": step}, path
         )  # fmt: skip
         average.swap()
         note = {"step": str(step), "images": str(step * args.batch), "seed": str(args.seed)}
