@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...dno_core import Path, Step, ddim_steps, flow_steps, noise_count, sweep
 from .hook_frames import HookFrames
+from .random_states import RandomStates
 from .refusals import refuse_unsupported
 from .scope import NormalInputs, free_control_hints, free_weights, normal_copies
 
@@ -52,7 +53,8 @@ class ComfyMap:
         self._sampling = guider.inner_model.model_sampling
         self._masked = comfy.samplers.KSamplerX0Inpaint(guider, sigmas)
         self._masked.latent_image = latent_image
-        self._hooks = HookFrames(guider.conds, guider.inner_model.current_patcher)
+        patcher = guider.inner_model.current_patcher
+        self._replayed = (HookFrames(guider.conds, patcher), RandomStates(sigmas.device))
         self._mode: AbstractContextManager[Any] = nullcontext()
         self.steps = model_steps(self._sampling, sigmas, eta)
 
@@ -65,7 +67,8 @@ class ComfyMap:
     @torch.no_grad()
     def forward(self, z: Tensor) -> Path:
         """Run the stock sampler function, fed with z; keep the latents it asked about."""
-        self._hooks.begin()
+        for state in self._replayed:
+            state.begin()
         latents: list[Tensor] = []
         noises = iter(z[1:])
         self._masked.noise = z[0]
@@ -93,7 +96,8 @@ class ComfyMap:
 
     def _denoise(self, x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor:
         self._on_call(BACKWARD_COST)
-        self._hooks.go_to(sigma)
+        for state in self._replayed:
+            state.go_to(sigma)
         self._masked.noise = z0
         with self._mode:
             try:
@@ -106,7 +110,8 @@ class ComfyMap:
 
     def _before_step(self, sigma: Tensor) -> None:
         self._on_call(FORWARD_COST)
-        self._hooks.pass_by(sigma)
+        for state in self._replayed:
+            state.pass_by(sigma)
 
 
 class _Recording:
