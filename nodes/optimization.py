@@ -35,7 +35,13 @@ from ..dno_core import (
 )
 from .comfy_bridge.decoding import BlockDecoder
 from .comfy_bridge.forecast import forecast_line
-from .comfy_bridge.loading import has_quantized_weights, reward_patcher, run_model, run_vae
+from .comfy_bridge.loading import (
+    has_quantized_weights,
+    is_out_of_memory,
+    reward_patcher,
+    run_model,
+    run_vae,
+)
 from .comfy_bridge.progress import Progress
 from .comfy_bridge.refusals import refuse_wrong_vae
 from .comfy_bridge.sampling import (
@@ -306,8 +312,9 @@ def _climb(
         if recorder.records:
             keep_cancelled(recorder.finish("cancelled", warnings, _meta(request)), request.node_id)
         raise
-    except (NonFinite, comfy.model_management.OOM_EXCEPTION) as error:
-        if not recorder.records:
+    except RuntimeError as error:
+        survivable = isinstance(error, NonFinite) or is_out_of_memory(error)
+        if not (survivable and recorder.records):
             raise
         reason = failure_line(error, len(recorder.records))
         warnings = (*warnings, reason)

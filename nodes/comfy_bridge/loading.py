@@ -66,6 +66,14 @@ def has_quantized_weights(patcher: Any) -> bool:
     return any(type(weight.data) not in plain for weight in patcher.model.parameters())
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """In all the forms that it takes: torch's own, and those that drivers report."""
+    management = comfy.model_management
+    if hasattr(management, "is_oom"):
+        return bool(management.is_oom(error))
+    return isinstance(error, management.OOM_EXCEPTION)
+
+
 def non_dynamic(patcher: Any, what: str) -> Any:
     """The patcher itself, or its non-dynamic delegate. Raises Unsupported where none can be had."""
     if not patcher.is_dynamic():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -28,6 +29,11 @@ def refuse_unsupported(model: Any, conds: dict[str, list[dict[str, Any]]], laten
                 f"The model carries {key}, which reuses old steps and falsifies the gradient. "
                 "Remove the EasyCache or LazyCache node before DNO Sampler."
             )
+    if _averages_guidance(model):
+        raise Unsupported(
+            "APG's momentum mixes the guidance of earlier steps into each step, which falsifies "
+            "the gradient. Set momentum to 0 on the APG node."
+        )
     if model.get_additional_models_with_key("multigpu"):
         raise Unsupported(
             "The model is split over several GPUs, where no gradient can be computed. "
@@ -54,6 +60,17 @@ def refuse_wrong_vae(model: Any, vae: Any) -> None:
             f"This VAE decodes latents of {vae.latent_channels} channels and the model makes "
             f"{channels}. Connect the model's own VAE to DNO Sampler."
         )
+
+
+def _averages_guidance(model: Any) -> bool:
+    """Whether core's APG node was set to a running average; its state is in its closure."""
+    functions = model.model_options.get("sampler_pre_cfg_function", ())
+    return any(
+        function.__module__.endswith("nodes_apg")
+        and bool(inspect.getclosurevars(function).nonlocals.get("momentum"))
+        for function in functions
+        if inspect.isfunction(function)
+    )
 
 
 def _hangers_on(model: Any, conds: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, Any]]:
