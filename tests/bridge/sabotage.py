@@ -37,6 +37,11 @@ def out_of_memory(out: Tensor) -> Tensor:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
+def driver_out_of_memory(out: Tensor) -> Tensor:
+    """As some drivers report it: no OutOfMemoryError."""
+    raise torch.AcceleratorError("CUDA error: out of memory")
+
+
 def interrupt(out: Tensor) -> Tensor:
     """What the Cancel button does, while a call is under way."""
     import comfy.model_management

@@ -16,7 +16,7 @@ from comfyui_dno.dno_core import NonFinite
 
 from . import tiny
 from .runs import request, stock
-from .sabotage import CALLS, Calls, interrupt, nan, out_of_memory
+from .sabotage import CALLS, Calls, driver_out_of_memory, interrupt, nan, out_of_memory
 
 ITERATION = 2 * CALLS
 """Denoiser calls of an iteration: a forward pass and a sweep (no gradient check here)."""
@@ -29,7 +29,13 @@ def sabotaged(at: int, act: Callable[[Tensor], Tensor], **changes: Any) -> tuple
 
 @pytest.mark.parametrize("call", [2 * ITERATION, 2 * ITERATION + 2, ITERATION + 4])
 @pytest.mark.parametrize(
-    ("act", "word"), [(nan, "NaN"), (out_of_memory, "Out of memory")], ids=["nan", "oom"]
+    ("act", "word"),
+    [
+        (nan, "NaN"),
+        (out_of_memory, "Out of memory"),
+        (driver_out_of_memory, "Out of memory"),
+    ],
+    ids=["nan", "oom", "driver oom"],
 )
 def test_a_failure_after_iteration_0_returns_the_best_with_a_warning(
     act: Any, word: str, call: int
@@ -60,6 +66,17 @@ def test_out_of_memory_at_iteration_0_is_an_error() -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         optimization.run(sabotaged(1, out_of_memory)[0])
+
+
+def another_error(out: Tensor) -> Tensor:
+    raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_any_other_error_is_an_error_at_every_iteration() -> None:
+    from comfyui_dno.nodes import optimization
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        optimization.run(sabotaged(2 * ITERATION, another_error)[0])
 
 
 def cancelled_pictures() -> list[Path]:

@@ -118,6 +118,23 @@ def test_every_pass_through_keyframed_hooks_gives_the_same_picture() -> None:
     assert torch.equal(stock(asked)["samples"], expected)
 
 
+def test_every_pass_through_a_patch_that_rolls_dice_gives_the_same_picture() -> None:
+    from comfy_extras.nodes_tomesd import TomePatchModel
+
+    model = TomePatchModel.execute(tiny.sd_model(torch.float32), 0.5)[0]
+    asked = request(model=model)
+    expected = stock(asked)["samples"]
+    assert not torch.equal(expected, stock(request(model=model.clone(), seed=6))["samples"])
+
+    def twice(problem: Any, z: torch.Tensor, to_latent: Any) -> list[torch.Tensor]:
+        passes = [problem.noise_map.forward(z) for _ in range(2)]
+        return [to_latent(path.final) for path in passes]
+
+    for latent in inside(asked, twice):
+        assert torch.equal(latent, expected)
+    assert_equal_to_stock(asked)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_it_equals_ksampler_in_half_precision(dtype: torch.dtype) -> None:
     assert_equal_to_stock(request(model=tiny.sd_model(dtype)))

@@ -55,6 +55,13 @@ def test_models_that_skip_steps_are_refused(name: str) -> None:
     refused(request(model=model), "Remove the EasyCache or LazyCache")
 
 
+def test_a_running_average_of_the_guidance_is_refused() -> None:
+    from comfy_extras.nodes_apg import APG
+
+    model = APG.execute(tiny.sd_model(torch.float32), 1.0, 5.0, -0.5)[0]
+    refused(request(model=model), "APG's momentum")
+
+
 def test_a_model_on_several_gpus_is_refused() -> None:
     model = tiny.sd_model(torch.float32)
     model.set_additional_models("multigpu", [model.clone()])
