@@ -169,6 +169,15 @@ def test_the_kept_picture_is_the_best_one() -> None:
     assert (kept == full.images[best][0].numpy()).all()
 
 
+def test_a_time_limit_ends_the_run_after_the_iteration_in_which_it_passes() -> None:
+    from comfyui_dno.nodes import optimization
+
+    trajectory = optimization.run(request(iterations=50, time_limit=0.001)).trajectory
+    assert len(trajectory.records) == 1
+    assert "spent" in trajectory.stop_reason
+    assert trajectory.warnings == ()
+
+
 def test_nothing_on_the_outputs_holds_a_graph_or_weights() -> None:
     from comfyui_dno.nodes import optimization
 
