@@ -159,6 +159,48 @@ def test_flux_equals_ksampler(eta: float, mask: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("flow", [False, True])
+def test_between_ode_and_sde_it_equals_the_stock_sampler_of_that_eta(flow: bool) -> None:
+    from comfyui_dno.nodes import optimization
+
+    changes: dict[str, Any] = {"eta": 0.5}
+    if flow:
+        changes |= {
+            "model": tiny.flux_model(torch.float32),
+            "vae": tiny.flux_vae(torch.float32),
+            "positive": tiny.flux_conditioning(1, torch.float32),
+            "negative": tiny.flux_conditioning(2, torch.float32),
+            "latent": {"samples": torch.zeros(1, 16, 8, 8)},
+        }
+    asked = request(**changes, iterations=0)
+    expected = optimization.run(asked).latent["samples"]
+    assert torch.equal(iteration_zero(asked), expected)
+    assert not torch.equal(stock(asked)["samples"], expected)
+
+
+@pytest.mark.parametrize("seed", [2**32 + 5, 2**63 + 7, 2**64 - 2])
+def test_every_seed_that_the_widget_allows_can_be_run(seed: int) -> None:
+    from comfyui_dno.nodes import optimization
+
+    asked = request(seed=seed, iterations=1, check_gradient=False, regularizer=None)
+    trajectory = optimization.run(asked).trajectory
+    assert torch.equal(trajectory.latents[0], stock(asked)["samples"])
+
+
+def test_the_largest_seed_runs_where_ksampler_runs() -> None:
+    """Its successor, which ComfyUI seeds the later noises with on a CPU, is no seed any more."""
+    from comfyui_dno.nodes import optimization
+
+    asked = request(seed=2**64 - 1, iterations=1, check_gradient=False)
+    try:
+        expected = stock(asked)["samples"]
+    except (RuntimeError, ValueError, OverflowError) as error:
+        with pytest.raises(type(error)):
+            optimization.run(asked)
+    else:
+        assert torch.equal(optimization.run(asked).trajectory.latents[0], expected)
+
+
 @pytest.mark.parametrize("iterations", [0, 1])
 def test_the_latent_keeps_what_ksampler_keeps(iterations: int) -> None:
     from comfyui_dno.nodes import optimization
