@@ -5,6 +5,7 @@ Against central differences in float64, through guider, CFG, VAE decode and rewa
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from comfyui_dno.dno_core import Term
 from comfyui_dno.rewards.base import PixelReward
 
 from . import tiny
-from .runs import KeepDouble, gradient_errors, request, wavy_reward
+from .runs import KeepDouble, gradient_errors, inside, request, wavy_reward
 
 LIMIT = 1e-5
 DOUBLE = torch.float64
@@ -80,6 +81,13 @@ def test_chained_controlnets_with_a_timestep_range_have_the_right_gradient() -> 
     second = tiny.control_net(seed=4, strength=1.3, timestep_percent_range=(0.0, 0.5))
     second.set_previous_controlnet(tiny.control_net(strength=0.7))
     check(positive=tiny.conditioning(1, control=second, control_apply_to_uncond=True))
+
+
+def test_a_controlnet_whose_hint_goes_through_the_vae_has_the_right_gradient() -> None:
+    """It loads models in its first call, in the middle of a run."""
+    vae = tiny.vae(DOUBLE)
+    control = tiny.control_net(strength=0.7, vae=vae)
+    check(positive=tiny.conditioning(1, control=control, control_apply_to_uncond=True), vae=vae)
 
 
 def test_a_conditioning_with_a_timestep_range_has_the_right_gradient() -> None:
@@ -151,6 +159,30 @@ def test_a_reward_that_keeps_inference_tensors_has_the_right_gradient() -> None:
 
     errors = gradient_errors(request(DOUBLE, terms=(Term(PixelReward("a", "b", 1.0, score)),)))
     assert max(errors) < LIMIT, errors
+
+
+def test_the_batching_of_the_prompts_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI decides by free memory; deciding otherwise in the sweep changes the numbers."""
+    from comfy.model_patcher import ModelPatcher
+
+    answers = itertools.cycle([2**40, 0])
+    monkeypatch.setattr(ModelPatcher, "get_free_memory", lambda self, device: next(answers))
+    sizes = []
+
+    def noting(apply_model: Any, given: dict[str, Any]) -> torch.Tensor:
+        sizes.append(len(given["input"]))
+        return apply_model(given["input"], given["timestep"], **given["c"])
+
+    model = tiny.sd_model(torch.float32)
+    model.set_model_unet_function_wrapper(noting)
+
+    def work(problem: Any, z: torch.Tensor, to_latent: Any) -> None:
+        evaluation = problem.evaluate(z, (1.0,), differentiate=True)
+        problem.gradient(z, evaluation, evaluation.image_gradient)
+
+    inside(request(model=model), work)
+    assert len(set(sizes)) == 1
+    assert len(sizes) in (6, 12)
 
 
 def flux(**changes: Any) -> dict[str, Any]:

@@ -186,19 +186,26 @@ def quiet_output(model: torch.nn.Module, seed: int = 7) -> torch.nn.Module:
 
 
 def control_net(
-    dtype: torch.dtype = torch.float64, seed: int = 3, device: Any = None, **changes: Any
+    dtype: torch.dtype = torch.float64, seed: int = 3, vae: Any = None, **changes: Any
 ) -> Any:
-    """A ControlNet of the SD1.5 kind with output layers that are not zero, and a random hint."""
+    """A ControlNet of the SD1.5 kind with output layers that are not zero, and a random hint.
+
+    With a VAE its hint is a latent, as Flux and SD3 have it. `changes` go to set_cond_hint.
+    """
     import comfy.cldm.cldm
     import comfy.controlnet
+    import comfy.latent_formats
 
-    model = comfy.cldm.cldm.ControlNet(hint_channels=3, dtype=dtype, **UNET).to(dtype)
+    channels = 3 if vae is None else 4
+    model = comfy.cldm.cldm.ControlNet(hint_channels=channels, dtype=dtype, **UNET).to(dtype)
     control = comfy.controlnet.ControlNet(
-        randomize(model, seed), load_device=torch.device(device or "cpu")
+        randomize(model, seed),
+        load_device=torch.device("cpu"),
+        latent_format=None if vae is None else comfy.latent_formats.SD15(),
     )
     generator = torch.Generator().manual_seed(seed)
     hint = torch.rand(1, 3, 64, 64, generator=generator, dtype=torch.float64).to(dtype)
-    return control.set_cond_hint(hint, **changes)
+    return control.set_cond_hint(hint, vae=vae, **changes)
 
 
 def lora_model(model: Any, strength: float = 1.0, seed: int = 11) -> Any:
