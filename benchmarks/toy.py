@@ -172,7 +172,21 @@ def climb(model: Denoiser, seed: int, particles: int, iterations: int) -> dict[s
         curve.append(float(iteration.objective.mean()))
         errors.append(float(iteration.objective.std()) / math.sqrt(particles))
         saturated = max(saturated, float(iteration.saturated.max()))
-    return {"seed": seed, "curve": curve, "standard_error": errors, "saturated": saturated}
+    return {
+        "seed": seed,
+        "curve": curve,
+        "standard_error": errors,
+        "saturated": saturated,
+        "plain": plain_rewards(problem, 20 * particles, seed),
+    }
+
+
+def plain_rewards(problem: Problem, particles: int, seed: int) -> tuple[float, float]:
+    """Mean reward of many plain samples and its standard error: what iteration 0 is a draw of."""
+    generator = torch.Generator().manual_seed(2000 + seed)
+    z = torch.randn(len(LEVELS), particles, 2, 1, 1, generator=generator)
+    rewards = problem.evaluate(z, (1.0,)).objective
+    return float(rewards.mean()), float(rewards.std()) / math.sqrt(particles)
 
 
 def judge(runs: list[dict[str, Any]], iterations: int) -> dict[str, Any]:
@@ -186,6 +200,8 @@ def judge(runs: list[dict[str, Any]], iterations: int) -> dict[str, Any]:
         "start": float(curve[0]),
         "start_standard_error": error,
         "start_standard_errors_from_ring": abs(float(curve[0]) - RING_MEAN) / error,
+        "plain_mean": sum(run["plain"][0] for run in runs) / len(runs),
+        "plain_standard_error": math.sqrt(sum(run["plain"][1] ** 2 for run in runs)) / len(runs),
         "end": float(curve[iterations]),
         "gain": gain,
         "published_gain": published,
