@@ -62,8 +62,7 @@ def reward_patcher(module: nn.Module) -> Any:
 
 def has_quantized_weights(patcher: Any) -> bool:
     """Whether layers round their inputs (fp8, nvfp4): a finite difference means nothing there."""
-    plain = (Tensor, nn.Parameter)
-    return any(type(weight.data) not in plain for weight in patcher.model.parameters())
+    return any(hasattr(each.data, "__tensor_flatten__") for each in patcher.model.parameters())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
