@@ -229,18 +229,25 @@ def test_all_models_of_a_run_are_loaded_in_one_call(monkeypatch: pytest.MonkeyPa
 
     from comfyui_dno.nodes import optimization
 
-    asked = request(terms=(Term(NetworkReward()),), iterations=1)
+    reward = NetworkReward()
+    asked = request(terms=(Term(reward),), iterations=1)
+    wanted = {
+        "model": asked.model.model.diffusion_model,
+        "VAE": asked.vae.first_stage_model,
+        "reward": reward.network,
+    }
     calls: list[set[str]] = []
     original = management.load_models_gpu
 
     def noted(models: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.append({type(each.model).__name__ for each in models})
+        modules = [module for each in models for module in each.model.modules()]
+        calls.append({name for name, it in wanted.items() if any(it is m for m in modules)})
         return original(models, *args, **kwargs)
 
     monkeypatch.setattr(management, "load_models_gpu", noted)
     optimization.run(asked)
-    assert calls[0] == {"BaseModel", "AutoencoderKL", "Conv2d"}
-    assert calls[1:] == [{"AutoencoderKL"}], "only VAE Decode of the result may load again"
+    assert calls[0] == set(wanted)
+    assert calls[1:] == [{"VAE"}], "only VAE Decode of the result may load again"
 
 
 QUANTIZED = Path(__file__).parent / "quantized.py"
