@@ -47,12 +47,21 @@ def run_vae(vae: Any) -> Any:
     return clone
 
 
+class _Shell(nn.Module):
+    """ModelPatcher writes `device` to its model, and transformers' models have it read-only."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.device = torch.device("cpu")
+
+
 def reward_patcher(module: nn.Module) -> Any:
     """The ModelPatcher of a reward's network; it lives on the module, so it is loaded once."""
     patcher = getattr(module, "dno_patcher", None)
     if patcher is None:
         patcher = comfy.model_patcher.ModelPatcher(
-            module,
+            _Shell(module),
             load_device=comfy.model_management.get_torch_device(),
             offload_device=torch.device("cpu"),
         )
