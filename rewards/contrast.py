@@ -8,7 +8,7 @@ from .base import PixelReward, Reward, Spec
 
 NAME = "contrast"
 UNIT = "variance of the channel sum, 0 (flat) to 9 (half black, half white)"
-SCALE = 0.7
+SCALE = 1.08
 
 
 def contrast(images: Tensor) -> Tensor:
