@@ -10,6 +10,7 @@ reward_scales.json; the SCALE constants in rewards/ are the numbers found there.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -145,6 +146,7 @@ def main() -> None:
     result = {
         "command": f"python benchmarks/reward_scales.py --samples {arguments.samples}",
         "model": "demo/model.safetensors",
+        "model_sha256": hashlib.sha256((ROOT / "demo/model.safetensors").read_bytes()).hexdigest(),
         "sampling": {"sampler": SAMPLER, "scheduler": SCHEDULER, "steps": STEPS, "cfg": CFG},
         "prompts": prompts,
         "samples": len(prompts) * arguments.samples,
