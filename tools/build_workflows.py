@@ -137,11 +137,11 @@ def curve(number: int, sampler: int, pos: tuple[int, int]) -> list[Node]:
 
 
 def first_light() -> dict[str, Any]:
-    settings = sampling(seed=7, steps=10, cfg=3.0)
+    settings = sampling(seed=1, steps=10, cfg=3.0)
     kinds = {"sampler_name": "euler_ancestral", "scheduler": "normal", "denoise": 1.0}
     decode = {"samples": (6, "LATENT"), "vae": (1, "VAE")}
     reward = {"vae": (1, "VAE"), "reward": (10, "reward")}
-    climb = {"scheduler": "normal", "denoise": 1.0, "iterations": 30, "learning_rate": 0.02}
+    climb = {"scheduler": "normal", "denoise": 1.0, "iterations": 20, "learning_rate": 0.02}
     nodes = [
         *model_and_prompts("cat face"),
         node(6, "KSampler", (680, 60), (320, 270), "", SAMPLED, **settings, **kinds),
@@ -197,11 +197,11 @@ def two_rewards() -> dict[str, Any]:
     judge = {"reward__model": "demo judge (held out)", "watch_only": True}
     title = "Reward Loader: the judge, watched"
     nodes = [
-        *model_and_prompts("fish"),
+        *model_and_prompts("strawberry"),
         node(6, "DNO_RewardLoader", (680, 60), (320, 180), "Reward Loader: colour", {},
-             reward="colour", reward__colour="#2060ff"),
+             reward="colour", reward__colour="#2060ff", weight=0.5),
         node(7, "DNO_RewardLoader", (680, 300), (320, 220), "Reward Loader: prompt", prompt,
-             reward="clip_score", weight=0.5),
+             reward="clip_score"),
         node(8, "DNO_RewardLoader", (680, 580), (320, 220), title, prompt,
              reward="clip_score", **judge),
         node(9, "DNO_RewardMix", (1060, 60), (240, 110), "", mixed),
