@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +31,21 @@ def environment() -> dict[str, str]:
 
 
 def run_demo(output: Path) -> tuple[str, dict[str, Any], float]:
-    """What the command printed, its result.json, and how long it took."""
-    started = time.monotonic()
+    """What the command printed, its result.json, and the processor seconds it took."""
+    before = os.times()
     done = subprocess.run(
         [sys.executable, "run.py", "demo", "--output", str(output)],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     result = json.loads((output / "result.json").read_text(encoding="utf-8"))
-    return done.stdout, result, time.monotonic() - started
+    after = os.times()
+    used = after.children_user + after.children_system
+    return done.stdout, result, used - before.children_user - before.children_system
 
 
 @pytest.mark.slow
@@ -62,7 +63,7 @@ def test_the_demo_leaves_three_pictures_and_numbers_that_climbed(tmp_path: Path)
             pixels[name] = image.convert("RGB").tobytes()
     assert pixels["before"] != pixels["after"]
     assert "Setting up" not in printed, "a set-up that was done before was done again"
-    assert seconds < 240
+    assert seconds < 180, "on one free core these are the seconds a user waits"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")

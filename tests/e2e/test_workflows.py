@@ -40,7 +40,7 @@ def test_comfyui_lists_the_workflows_as_templates(server: ComfyServer) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_server_runs_the_workflow_and_the_reward_climbs(server: ComfyServer, name: str) -> None:
     workflow = api_workflow(name)
-    entry = server.run(workflow, timeout=600)
+    entry = server.run(workflow, timeout=1200)
     assert failure(entry) is None
     numbers = entry["outputs"][node_of(workflow, SAMPLER)]["dno"][0]
     assert numbers["reward_after"] > numbers["reward_before"]
