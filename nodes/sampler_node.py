@@ -121,13 +121,13 @@ def _optimization_inputs() -> list[Any]:
         ),
         io.Float.Input(
             "learning_rate",
-            default=0.01,
+            default=0.03,
             min=0.0,
             max=10.0,
             step=0.001,
             round=0.00001,
             tooltip="How far the noise moves in an iteration. Raise it if the reward climbs too "
-            "slowly, lower it if P(z) falls or the curve jumps. 0.005 to 0.05 for adam.",
+            "slowly, lower it if P(z) falls or the curve jumps. 0.01 to 0.05 for adam.",
         ),
         io.Float.Input(
             "eta",

@@ -158,3 +158,37 @@ def test_a_gradient_of_nan_is_called_that_also_in_the_first_iteration() -> None:
     assert next(run).index == 0
     with pytest.raises(NonFinite, match="gradient of iteration 0"):
         next(run)
+
+
+def flip(sharpness: float) -> Any:
+    """A denoiser on the edge of a decision: the first number of z flips the whole picture."""
+
+    def denoise(x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor:
+        side = torch.tanh(sharpness * (z0.flatten(1)[:, :1] - 0.3))
+        return mild_denoiser()(x, sigma, z0) + 0.2 * side.view(-1, 1, 1, 1)
+
+    return denoise
+
+
+@pytest.mark.parametrize("sharpness", [3.0, 30.0, 300.0])
+def test_a_right_gradient_on_a_sharp_edge_passes(sharpness: float) -> None:
+    z = small_noise(2, seed=1, side=SIDE)
+    z[0, 0].flatten()[0] = 0.3
+    assert checked(small_problem(denoise=flip(sharpness)), z) <= 0.05
+
+
+def test_a_slope_that_never_settles_is_no_verdict() -> None:
+    z = small_noise(2, seed=1, side=SIDE)
+    z[0, 0].flatten()[0] = 0.3
+    assert checked(small_problem(denoise=flip(3e3)), z) > 0.05
+
+
+@pytest.mark.parametrize("sharpness", [3.0, 30.0])
+def test_a_wrong_gradient_on_a_sharp_edge_is_found(sharpness: float) -> None:
+    def wrong(x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor:
+        return Louder.apply(flip(sharpness)(x, sigma, z0))
+
+    z = small_noise(2, seed=1, side=SIDE)
+    z[0, 0].flatten()[0] = 0.3
+    with pytest.raises(GradientMismatch):
+        checked(small_problem(denoise=wrong), z)
