@@ -8,7 +8,7 @@ from .base import PixelReward, Reward, Spec
 
 NAME = "brightness"
 UNIT = "mean pixel, -1 (black) to 1 (white)"
-SCALE = 0.359
+SCALE = 0.335
 
 
 def brightness(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from .base import Input, PixelReward, Reward, RewardError, Spec
 
 NAME = "colour"
 UNIT = "closeness, 0 (as far as a colour can be) to 1 (every pixel is this colour)"
-SCALE = 0.0988
+SCALE = 0.0955
 
 # sRGB primaries, D65 white (IEC 61966-2-1), each row divided by the white point
 _XYZ = (

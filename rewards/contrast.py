@@ -8,7 +8,7 @@ from .base import PixelReward, Reward, Spec
 
 NAME = "contrast"
 UNIT = "variance of the channel sum, 0 (flat) to 9 (half black, half white)"
-SCALE = 1.08
+SCALE = 1.06
 
 
 def contrast(images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from .base import PixelReward, Reward, Spec
 
 NAME = "darkness"
 UNIT = "minus mean pixel, -1 (white) to 1 (black)"
-SCALE = 0.359
+SCALE = 0.335
 
 
 def darkness(images: Tensor) -> Tensor:
