@@ -89,7 +89,8 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 def main(arguments: list[str]) -> int:
     chosen = parse(arguments)
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore SIGINT
+        signal.signal(number, stop)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a Windows console may lack a letter of pip's output
             stream.reconfigure(errors="replace")

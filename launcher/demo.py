@@ -85,18 +85,20 @@ class _AnnouncedServer(ComfyServer):
         started = time.monotonic()
         super().__enter__()
         try:
-            has_nodes = SAMPLER in self.object_info(SAMPLER)
+            self._check_nodes()
+            took = time.monotonic() - started
+            print(f"ComfyUI is up ({took:.0f} s): {self.url}", flush=True)
         except BaseException:
             self.stop()
             raise
-        if not has_nodes:
-            self.stop()
+        return self
+
+    def _check_nodes(self) -> None:
+        if SAMPLER not in self.object_info(SAMPLER):
             raise Problem(
                 "ComfyUI started without the DNO nodes. Its log says why; restore the pack's files "
                 f"from the repository.\n{tail(self.log_text(), 40)}"
             )
-        print(f"ComfyUI is up ({time.monotonic() - started:.0f} s): {self.url}", flush=True)
-        return self
 
 
 def run_with_progress(server: ComfyServer, workflow: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import socket
@@ -124,6 +125,7 @@ class ComfyServer:
             else {"start_new_session": True}
         )
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        atexit.register(self.stop)  # a signal may fall between __enter__ and the block
         with open(self.log, "wb") as out:
             self.process = subprocess.Popen(
                 [*self.command, "--port", str(self.port)],
@@ -158,6 +160,7 @@ class ComfyServer:
 
     def stop(self) -> None:
         """End the process: politely, then for certain."""
+        atexit.unregister(self.stop)
         if self.process is None:
             return
         if self.process.poll() is None:

@@ -41,7 +41,10 @@ def address(tmp_path: Path) -> Iterator[str]:
             pytest.fail(printed)
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()
 
 
 @pytest.mark.browser
