@@ -137,7 +137,7 @@ def curve(number: int, sampler: int, pos: tuple[int, int]) -> list[Node]:
 
 
 def first_light() -> dict[str, Any]:
-    settings = sampling(seed=1, steps=10, cfg=3.0)
+    settings = sampling(seed=8, steps=10, cfg=3.0)
     kinds = {"sampler_name": "euler_ancestral", "scheduler": "normal", "denoise": 1.0}
     decode = {"samples": (6, "LATENT"), "vae": (1, "VAE")}
     reward = {"vae": (1, "VAE"), "reward": (10, "reward")}
@@ -147,7 +147,15 @@ def first_light() -> dict[str, Any]:
         node(6, "KSampler", (680, 60), (320, 270), "", SAMPLED, **settings, **kinds),
         node(7, "VAEDecode", (1040, 60), (200, 60), "", decode),
         *saved(8, (7, "IMAGE"), (1280, 60), "before"),
-        node(10, "DNO_RewardLoader", (340, 560), (280, 150), "", reward="darkness"),
+        node(
+            10,
+            "DNO_RewardLoader",
+            (340, 560),
+            (280, 150),
+            "",
+            reward="colour",
+            reward__colour="#2f6fd0",
+        ),
         node(
             11,
             "DNO_Sampler",
