@@ -192,7 +192,7 @@ the sampler does not start again."""
 
 
 def two_rewards() -> dict[str, Any]:
-    settings = sampling(seed=3, steps=10, cfg=3.0)
+    settings = sampling(seed=5, steps=10, cfg=3.0)
     climb = {"scheduler": "normal", "denoise": 1.0, "iterations": 20, "learning_rate": 0.02}
     prompt = {"reward.prompt": (2, "STRING")}
     mixed = {f"rewards.reward_{i}": (number, "reward") for i, number in enumerate((6, 7, 8))}
@@ -207,9 +207,9 @@ def two_rewards() -> dict[str, Any]:
     nodes = [
         *model_and_prompts("strawberry"),
         node(6, "DNO_RewardLoader", (680, 60), (320, 180), "Reward Loader: colour", {},
-             reward="colour", reward__colour="#2060ff", weight=0.5),
+             reward="colour", reward__colour="#2060ff"),
         node(7, "DNO_RewardLoader", (680, 300), (320, 220), "Reward Loader: prompt", prompt,
-             reward="clip_score"),
+             reward="clip_score", weight=0.5),
         node(8, "DNO_RewardLoader", (680, 580), (320, 220), title, prompt,
              reward="clip_score", **judge),
         node(9, "DNO_RewardMix", (1060, 60), (240, 110), "", mixed),
