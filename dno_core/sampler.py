@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .saved import saved_tensors_kept
 from .steps import Step, noise_count
 
 
@@ -63,7 +64,7 @@ def vjp(function: Callable[..., Tensor], inputs: Sequence[Tensor], v: Tensor) ->
     in place, as diffusion models do: a plain checkpoint would be silently wrong there.
     """
     leaves = [x.detach().requires_grad_(True) for x in inputs]
-    with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+    with torch.enable_grad(), saved_tensors_kept():
         out = function(*leaves)
         if not out.requires_grad:
             return [torch.zeros_like(x) for x in inputs]
