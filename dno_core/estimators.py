@@ -28,4 +28,10 @@ class Backpropagation:
     def __call__(self, problem: Problem, z: Tensor, evaluation: Evaluation, key: int) -> Tensor:
         if evaluation.image_gradient is None:
             raise ValueError("The evaluation has no image gradient. Evaluate with differentiate.")
+        for term in problem.terms:
+            if term.weight and not term.watch and not term.reward.differentiable:
+                raise ValueError(
+                    f"The reward '{term.reward.name}' has no gradient to climb. "
+                    "Choose one that has, or set it to 'watch only'."
+                )
         return problem.gradient(z, evaluation, evaluation.image_gradient)

@@ -24,7 +24,8 @@ def warning_lights(terms: Sequence[TermInfo], records: Sequence[Record]) -> tupl
     first, last = records[0], records[-1]
     lights = []
     if len(records) > 1 and min(last.quantile) <= TYPICAL:
-        left = next(r.index for r in records[1:] if min(r.quantile) <= TYPICAL)
+        inside = [r.index for r in records if min(r.quantile) > TYPICAL]
+        left = next(r.index for r in records if r.index > max(inside, default=0))
         lights.append(
             f"P(z) has left the typical range (since iteration {left}): the noise is no longer "
             "one the model would draw. Raise the regularizer or lower the learning rate."

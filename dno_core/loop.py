@@ -93,7 +93,7 @@ def optimize(
     estimator = estimator or Backpropagation()
     regularizer = regularizer or PermutationRegularizer()
     typicality = typicality or Typicality()
-    z = z.detach().clone()
+    z = z.detach().to(torch.promote_types(z.dtype, torch.float32), copy=True)
     stepper = NoiseOptimizer(optimizer, z)
     if optimizer_state is not None:
         stepper.restore(optimizer_state)

@@ -116,10 +116,23 @@ def _require_one_score_an_image(score: Tensor, images: int, name: str) -> None:
         )
 
 
+SLOPE_SCALES = (2.0**12, 1.0)
+"""A mean over pixels gives each 1e-6, which half precision loses: the objective is lifted by the
+first of these (exact: a power of 2) unless that overflows."""
+
+
 def _slope(part: Tensor, image: Tensor, name: str) -> Tensor:
     slope = None
-    if part.requires_grad:
-        (slope,) = torch.autograd.grad(part, image, allow_unused=True)
+    for scale in SLOPE_SCALES if part.requires_grad else ():
+        last = scale == SLOPE_SCALES[-1]
+        (slope,) = torch.autograd.grad(
+            part * scale, image, retain_graph=not last, allow_unused=True
+        )
+        if slope is None:
+            break
+        slope = slope / scale
+        if last or bool(torch.isfinite(slope).all()):
+            break
     if slope is None:
         raise ValueError(
             f"The reward '{name}' is said to be differentiable and detaches its score. Mark it "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,7 @@ class Frames:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"dno_{uuid.uuid4().hex}.npy"
+        weakref.finalize(self, path.unlink, missing_ok=True)
         as_bytes = frame.contiguous().view(torch.uint8)  # numpy knows no bfloat16
         np.save(path, as_bytes.numpy(), allow_pickle=False)
         self._items.append((path, frame.dtype))
@@ -114,7 +116,7 @@ def objectives(
     """Every iteration's objective [I,B], rescored from its stored scores."""
     weights = records[-1].settings.weights if weights is None else weights
     scores = torch.tensor([record.scores for record in records])
-    return torch.stack([objective(terms, row, weights) for row in scores])
+    return objective(terms, scores.movedim(1, 0), weights)
 
 
 def best_iterations(
@@ -167,17 +169,18 @@ class Recorder:
             settings=iteration.settings,
             seconds=iteration.seconds,
         )
-        self.records.append(record)
+        latent, pixels = latent.detach().cpu(), to_uint8(iteration.image)
         self.latents.append(latent)
-        self.images.append(to_uint8(iteration.image))
+        self.images.append(pixels)
+        self.records.append(record)  # last: a record without its frames would be unusable
         self._last = iteration
         position = len(self.records) - 1
         if position == 0:
-            self._best_noise = list(iteration.z.unbind(1))
+            self._best_noise = [image.cpu() for image in iteration.z.unbind(1)]
             self._best_at = [0] * iteration.z.shape[1]
         for image, best in enumerate(self.best):
             if best == position:
-                self._best_noise[image] = iteration.z[:, image]
+                self._best_noise[image] = iteration.z[:, image].cpu()
                 self._best_at[image] = position
         return record
 
@@ -193,7 +196,7 @@ class Recorder:
             latents=self.latents,
             images=self.images,
             best=self.best,
-            best_noise=torch.stack(self._best_noise, 1).cpu(),
+            best_noise=torch.stack(self._best_noise, 1),
             best_noise_at=tuple(self._best_at),
             last_noise=self._last.z.detach().cpu().clone(),
             optimizer_state=_to_cpu(self._last.optimizer_state),

@@ -117,7 +117,8 @@ def run(request: Request) -> Result:
     Raises Unsupported, GradientMismatch or NonFinite before anything was won; later failures end
     the run with a warning and the best so far. A cancel always goes through.
     """
-    _require_climbable(request.terms)
+    if request.iterations:
+        _require_climbable(request.terms)
     latent = _model_latent(request.model, request.latent)
     refuse_wrong_vae(request.model, request.vae)
     sigmas = _sigmas(request)
@@ -309,11 +310,15 @@ def _climb(
             if reason := first_reason(rules, recorder.records) or "":
                 break
     except comfy.model_management.InterruptProcessingException:
-        if recorder.records:
-            keep_cancelled(recorder.finish("cancelled", warnings, _meta(request)), request.node_id)
+        try:
+            if recorder.records:
+                cancelled = recorder.finish("cancelled", warnings, _meta(request))
+                keep_cancelled(cancelled, request.node_id)
+        except Exception:
+            log.exception("The best picture of the cancelled run could not be kept")
         raise
-    except RuntimeError as error:
-        survivable = isinstance(error, NonFinite) or is_out_of_memory(error)
+    except (RuntimeError, MemoryError, OSError) as error:
+        survivable = isinstance(error, (NonFinite, OSError)) or is_out_of_memory(error)
         if not (survivable and recorder.records):
             raise
         reason = failure_line(error, len(recorder.records))

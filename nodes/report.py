@@ -31,7 +31,7 @@ def summary(trajectory: Trajectory) -> dict[str, Any]:
         }
         for k, term in enumerate(trajectory.terms)
     ]
-    headline = next(score for score in scores if not score["watched"])
+    headline = next((score for score in scores if not score["watched"]), scores[0])
     return {
         "reward": headline["name"],
         "reward_before": headline["before"],
@@ -62,14 +62,14 @@ def status_line(
     percentile = 100 * min(record.quantile)
     best = ", ".join(str(i) for i in sorted(set(recorder.best)))
     line = f"iteration {record.index}/{planned}  {scores}\nP(z) percentile {percentile:.1f} %"
-    line += f"  best: {best}"
+    line += f"  burnt out {100 * max(record.saturated):.0f} %  best: {best}"
     if seconds_left is not None and record.index < planned:
         line += f"  about {seconds_left:.0f} s left"
     return "\n".join([line, *(f"WARNING: {warning}" for warning in warnings)])
 
 
 def failure_line(error: BaseException, index: int) -> str:
-    if isinstance(error, NonFinite):
+    if isinstance(error, (NonFinite, OSError)):
         return f"Stopped at iteration {index}, the best before it is returned. {error}"
     return (
         f"Out of memory at iteration {index}; the best before it is returned. "

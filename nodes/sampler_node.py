@@ -171,8 +171,8 @@ def _advanced_inputs() -> list[Any]:
             "check_gradient",
             default=True,
             advanced=True,
-            tooltip="Compare the first gradient with a measured slope (two more runs) and stop "
-            "if a custom node has made it wrong. Switch off only if you know why.",
+            tooltip="Compare the first gradient with a measured slope (two to ten more runs) and "
+            "stop if a custom node has made it grossly wrong. Switch off only if you know why.",
         ),
         io.Float.Input(
             "time_limit",

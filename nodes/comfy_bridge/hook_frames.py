@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 Mark = list[dict[str, Any]]
 """The state of every keyframe group, as it is before one step of a pass."""
 
@@ -29,22 +27,22 @@ class HookFrames:
         self._groups = [group for group in groups.values() if group.keyframes]
         self._patcher = patcher
         self._start = self._mark()
-        self._marks: dict[float, Mark] = {}
+        self._marks: dict[int, Mark] = {}
 
     def begin(self) -> None:
         """Before a forward pass."""
         self._marks.clear()
         self._restore(self._start)
 
-    def pass_by(self, sigma: Tensor) -> None:
+    def pass_by(self, step: int) -> None:
         """Before a step of a forward pass."""
         if self._groups:
-            self._marks[float(sigma)] = self._mark()
+            self._marks[step] = self._mark()
 
-    def go_to(self, sigma: Tensor) -> None:
+    def go_to(self, step: int) -> None:
         """Before a step is computed once more."""
         if self._groups:
-            self._restore(self._marks[float(sigma)])
+            self._restore(self._marks[step])
 
     def _mark(self) -> Mark:
         return [dict(vars(group)) for group in self._groups]

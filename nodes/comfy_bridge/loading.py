@@ -20,6 +20,8 @@ GRAPH_ROOM = 4
 
 KEY = "dno"
 
+MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory")
+
 
 def run_model(model: Any, companions: Sequence[Any]) -> Any:
     """A clone of the MODEL, ready for gradients, that is loaded in one go with its companions.
@@ -77,6 +79,10 @@ def has_quantized_weights(patcher: Any) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """In all the forms that it takes: torch's own, and those that drivers report."""
     management = comfy.model_management
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_TEXTS):
+        return True  # Apple's backend and the CPU's allocator raise plain RuntimeErrors
     if hasattr(management, "is_oom"):
         return bool(management.is_oom(error))
     return isinstance(error, management.OOM_EXCEPTION)

@@ -21,20 +21,20 @@ class RandomStates:
         module = None if device.type == "cpu" else getattr(torch, device.type, None)
         self._module: Any = module if hasattr(module, "get_rng_state") else None
         self._start = self._state()
-        self._marks: dict[float, State] = {}
+        self._marks: dict[int, State] = {}
 
     def begin(self) -> None:
         """Before a forward pass."""
         self._marks.clear()
         self._restore(self._start)
 
-    def pass_by(self, sigma: Tensor) -> None:
+    def pass_by(self, step: int) -> None:
         """Before a step of a forward pass."""
-        self._marks[float(sigma)] = self._state()
+        self._marks[step] = self._state()
 
-    def go_to(self, sigma: Tensor) -> None:
+    def go_to(self, step: int) -> None:
         """Before a step is computed once more."""
-        self._restore(self._marks[float(sigma)])
+        self._restore(self._marks[step])
 
     def _state(self) -> State:
         return torch.get_rng_state(), self._module and self._module.get_rng_state()

@@ -57,6 +57,7 @@ class ComfyMap:
         self._replayed = (HookFrames(guider.conds, patcher), RandomStates(sigmas.device))
         self._mode: AbstractContextManager[Any] = nullcontext()
         self.steps = model_steps(self._sampling, sigmas, eta)
+        self._index_of = {id(step.sigma): step.index for step in self.steps}
 
     def start(self, z0: Tensor) -> Tensor:
         """x_0 = noise_scaling(sigma_0, z_0, latent), by the model's own function."""
@@ -97,7 +98,7 @@ class ComfyMap:
     def _denoise(self, x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor:
         self._on_call(BACKWARD_COST)
         for state in self._replayed:
-            state.go_to(sigma)
+            state.go_to(self._index_of[id(sigma)])
         self._masked.noise = z0
         with self._mode:
             try:
@@ -108,23 +109,23 @@ class ComfyMap:
         self._mode = NormalInputs()  # a patch keeps tensors that were made in inference mode
         return self._denoise(x, sigma, z0)
 
-    def _before_step(self, sigma: Tensor) -> None:
+    def _before_step(self, index: int) -> None:
         self._on_call(FORWARD_COST)
         for state in self._replayed:
-            state.pass_by(sigma)
+            state.pass_by(index)
 
 
 class _Recording:
     """The model as a sampler function sees it, which notes every x it is asked about."""
 
-    def __init__(self, model: Any, latents: list[Tensor], before: Callable[[Tensor], None]) -> None:
+    def __init__(self, model: Any, latents: list[Tensor], before: Callable[[int], None]) -> None:
         self.inner_model = model.inner_model
         self._model = model
         self._latents = latents
         self._before = before
 
     def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        self._before(sigma[0])
+        self._before(len(self._latents))
         self._latents.append(x.detach())
         return self._model(x, sigma, **kwargs)
 
