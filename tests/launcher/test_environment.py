@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,21 @@ def use_interpreter_that_sees(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setattr(environment, "venv_python", lambda: Path(sys.executable))
     return Path(sys.executable)
+
+
+def test_every_pin_admits_the_python_it_is_for() -> None:
+    """A pin without a marker is for 3.10 too, so its package must not ask for a newer one."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    lines = (environment.ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    for line in lines:
+        if not line.strip() or line.startswith("#") or ";" in line:
+            continue
+        name = Requirement(line).name
+        try:
+            asks = metadata.metadata(name).get("Requires-Python") or ""
+        except metadata.PackageNotFoundError:
+            continue
+        assert not re.search(r">=?\s*3\.1[1-9]", asks), f"{line} asks for Python {asks}"
