@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import sys
 import types
 from collections.abc import Iterator
@@ -104,19 +103,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
 
 
-def find_chromium() -> str | None:
-    """Path of a Chromium-like browser, or None. DNO_CHROMIUM overrides."""
-    for name in (
-        os.environ.get("DNO_CHROMIUM", ""),
-        "chromium",
-        "chromium-browser",
-        "google-chrome",
-    ):
-        if name and (found := shutil.which(name)):
-            return found
-    return None
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     has_cuda = torch.cuda.is_available()
     no_gpu = "no NVIDIA GPU on this machine" if not has_cuda else "runs alone, with: -m gpu"
@@ -126,6 +112,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    from comfyui_dno.tests.chromium import find_chromium
+
     if item.get_closest_marker("browser") and find_chromium() is None:
         if os.environ.get("CI") == "true":
             pytest.fail("Chromium is missing. Install it: apt-get install chromium", pytrace=False)

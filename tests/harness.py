@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from typing import Any
 
 from comfyui_dno.launcher import comfyui
 from comfyui_dno.launcher.server import ComfyServer, Rejected, failure, make_base, unlink_pack
+from comfyui_dno.tests.chromium import find_chromium
 
 __all__ = [
     "ComfyPage",
@@ -112,7 +112,7 @@ def open_url(url: str, size: tuple[int, int] = (1600, 1000)) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_find_chromium(), args=CHROMIUM_FLAGS)
+        browser = playwright.chromium.launch(executable_path=_chromium(), args=CHROMIUM_FLAGS)
         try:
             page = browser.new_page(viewport={"width": size[0], "height": size[1]})
             page.goto(url)
@@ -135,13 +135,8 @@ def open_page(
         yield comfy_page
 
 
-def _find_chromium() -> str:
-    for name in (
-        os.environ.get("DNO_CHROMIUM", ""),
-        "chromium",
-        "chromium-browser",
-        "google-chrome",
-    ):
-        if name and (found := shutil.which(name)):
-            return found
-    raise RuntimeError("Chromium is missing. Install it: apt-get install chromium")
+def _chromium() -> str:
+    found = find_chromium()
+    if found is None:
+        raise RuntimeError("Chromium is missing. Install it: apt-get install chromium")
+    return found
