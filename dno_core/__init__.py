@@ -6,7 +6,7 @@ the map M(z), reward, probability regularizer, P(z).
 """
 
 from .check import GradientMismatch, verify_gradient
-from .estimators import Backpropagation, GradientEstimator
+from .estimators import Backpropagation, GradientEstimator, require_gradients
 from .lights import warning_lights
 from .loop import Iteration, Settings, Update, optimize
 from .objective import Reward, Term, TermInfo, objective, weights_of
@@ -62,6 +62,7 @@ __all__ = [
     "null_distribution",
     "objective",
     "optimize",
+    "require_gradients",
     "sample",
     "sweep",
     "verify_gradient",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
+from .objective import Term
 from .problem import Evaluation, Problem
 
 
@@ -28,10 +30,15 @@ class Backpropagation:
     def __call__(self, problem: Problem, z: Tensor, evaluation: Evaluation, key: int) -> Tensor:
         if evaluation.image_gradient is None:
             raise ValueError("The evaluation has no image gradient. Evaluate with differentiate.")
-        for term in problem.terms:
-            if term.weight and not term.watch and not term.reward.differentiable:
-                raise ValueError(
-                    f"The reward '{term.reward.name}' has no gradient to climb. "
-                    "Choose one that has, or set it to 'watch only'."
-                )
+        require_gradients(problem.terms)
         return problem.gradient(z, evaluation, evaluation.image_gradient)
+
+
+def require_gradients(terms: Sequence[Term]) -> None:
+    """Raise ValueError for a term that is to be climbed and whose reward has no gradient."""
+    for term in terms:
+        if term.weight and not term.watch and not term.reward.differentiable:
+            raise ValueError(
+                f"The reward '{term.reward.name}' has no gradient to climb. "
+                "Choose one that has, or set it to 'watch only'."
+            )

@@ -30,6 +30,7 @@ from ..dno_core import (
     after_seconds,
     first_reason,
     optimize,
+    require_gradients,
     warning_lights,
     weights_of,
 )
@@ -136,18 +137,12 @@ def run(request: Request) -> Result:
 
 
 def _require_climbable(terms: tuple[Term, ...]) -> None:
-    optimized = [term for term in terms if not term.watch and term.weight]
-    if not optimized:
+    if all(term.watch or not term.weight for term in terms):
         raise ValueError(
             "Every reward is only watched, so nothing pulls the picture anywhere. "
             "Give one reward of the mix a weight and switch its 'watch only' off."
         )
-    for term in optimized:
-        if not term.reward.differentiable:
-            raise ValueError(
-                f"The reward '{term.reward.name}' has no gradient to climb. "
-                "Choose one that has, or set it to 'watch only'."
-            )
+    require_gradients(terms)
 
 
 def _model_latent(model: Any, latent: dict[str, Any]) -> Tensor:
