@@ -12,20 +12,29 @@ from .problem import Evaluation, Problem
 
 
 class GradientEstimator(Protocol):
-    """`differentiates`: whether the evaluation must bring d objective / d image."""
+    """From an evaluation of noise z to an ascent direction in z."""
 
-    @property
-    def differentiates(self) -> bool: ...
+    def differentiates(self, terms: Sequence[Term]) -> bool:
+        """Whether the evaluation must bring d objective / d image."""
+        ...
+
+    def exact(self, terms: Sequence[Term]) -> bool:
+        """Whether the result is the objective's own gradient, which a slope can be held against."""
+        ...
 
     def __call__(self, problem: Problem, z: Tensor, evaluation: Evaluation, key: int) -> Tensor:
-        """d objective / d z, shaped as z. `key` seeds what is random in it."""
+        """d objective / d z, or an estimate of it, shaped as z. `key` seeds what is random."""
         ...
 
 
 class Backpropagation:
     """The exact gradient, through reward, decoder and every step of the sampler."""
 
-    differentiates = True
+    def differentiates(self, terms: Sequence[Term]) -> bool:
+        return True
+
+    def exact(self, terms: Sequence[Term]) -> bool:
+        return True
 
     def __call__(self, problem: Problem, z: Tensor, evaluation: Evaluation, key: int) -> Tensor:
         if evaluation.image_gradient is None:

@@ -81,7 +81,7 @@ def optimize(
 ) -> Generator[Iteration, None, None]:
     """Yield one Iteration after another, without end, climbing from noise z [N,B,C,H,W].
 
-        z <- optimizer(z, d objective / dz - gamma d L_reg / dz)
+        z <- project(optimizer(z, precondition(d objective / dz - gamma d L_reg / dz)))
 
     Every image of the batch is a problem of its own. All that is random is keyed by (seed,
     iteration), so a run continued at `start` with the last noise and `optimizer_state` repeats
@@ -101,7 +101,7 @@ def optimize(
     resumed = time.perf_counter()
     for index in itertools.count(start):
         settings = settings_at(index)
-        evaluation = problem.evaluate(z, settings.weights, estimator.differentiates)
+        evaluation = problem.evaluate(z, settings.weights, estimator.differentiates(problem.terms))
         yield Iteration(
             index=index,
             z=z,
@@ -120,13 +120,14 @@ def optimize(
         key = iteration_key(seed, index)
         gradient = estimator(problem, z, evaluation, key)
         _require_finite_gradient(gradient, index)
-        if check_tolerance is not None and index == start and estimator.differentiates:
+        if check_tolerance is not None and index == start and estimator.exact(problem.terms):
             verify_gradient(problem, z, evaluation, gradient, check_tolerance)
         penalty, pull = regularizer.penalty(z, key)
-        clipped, norm = clip_per_image(gradient - settings.gamma * pull, settings.clip)
+        direction = regularizer.precondition(gradient - settings.gamma * pull)
+        clipped, norm = clip_per_image(direction, settings.clip)
         _require_finite_gradient(norm, index)
         update = Update(norm, penalty)
-        z = stepper.step(clipped, settings.learning_rate)
+        z = stepper.step(clipped, settings.learning_rate, regularizer.project)
 
 
 def _require_finite_gradient(values: Tensor, index: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,13 +34,19 @@ class NoiseOptimizer:
         else:
             raise ValueError(f"The optimizer '{name}' is unknown. Use one of {OPTIMIZERS}.")
 
-    def step(self, gradient: Tensor, learning_rate: float) -> Tensor:
-        """One ascent step along `gradient`; returns the new noise as a tensor of its own."""
+    def step(
+        self,
+        gradient: Tensor,
+        learning_rate: float,
+        project: Callable[[Tensor], Tensor] = lambda z: z,
+    ) -> Tensor:
+        """One ascent step along `gradient`, then `project`; returns a tensor of its own."""
         for group in self._inner.param_groups:
             group["lr"] = learning_rate
         self._parameter.grad = gradient.to(self._parameter)
         self._inner.step()
         self._parameter.grad = None
+        self._parameter.data.copy_(project(self._parameter.detach()))
         return self._parameter.detach().clone()
 
     def state(self) -> dict[str, Any]:

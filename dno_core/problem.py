@@ -40,8 +40,8 @@ class FunctionDecoder:
 @dataclass(frozen=True)
 class Evaluation:
     """What one noise gave: `image` [B,3,H,W] clamped as it will be saved, `scores` [K,B],
-    `objective` [B], `saturated` [B] the share of clamped pixel values, `image_gradient`
-    [B,3,H,W] = d objective / d image where it was asked for.
+    `objective` [B] under `weights`, `saturated` [B] the share of clamped pixel values,
+    `image_gradient` [B,3,H,W] = d objective / d image where it was asked for.
     """
 
     path: Path
@@ -49,6 +49,7 @@ class Evaluation:
     scores: Tensor
     objective: Tensor
     saturated: Tensor
+    weights: tuple[float, ...]
     image_gradient: Tensor | None = None
 
 
@@ -78,7 +79,7 @@ class Problem:
         image = raw.clamp(0, 1)
         saturated = (raw != image).flatten(1).float().mean(1)
         scores, total, gradient = self.score(image, weights, differentiate)
-        return Evaluation(path, image, scores, total, saturated, gradient)
+        return Evaluation(path, image, scores, total, saturated, tuple(weights), gradient)
 
     def score(
         self, image: Tensor, weights: Sequence[float], differentiate: bool

@@ -13,20 +13,31 @@ from .typicality import flatten
 
 
 class Regularizer(Protocol):
-    """A penalty on noise z [N,B,...] whose gradient joins the objective's."""
+    """What keeps noise z [N,B,...] Gaussian: by a penalty, on the way of the step, or after it.
+
+    A regularizer that derives from this class needs to write only the part in which it acts.
+    """
 
     @property
     def gamma(self) -> float:
-        """Strength, in units of the objective (so the same for every reward)."""
-        ...
+        """Strength of the penalty, in units of the objective (so the same for every reward)."""
+        return 0.0
 
     def penalty(self, z: Tensor, key: int) -> tuple[Tensor, Tensor]:
         """L_reg [B] and its gradient, shaped as z. `key` seeds what is random in it."""
-        ...
+        return torch.zeros(z.shape[1], device=z.device), torch.zeros_like(z)
+
+    def precondition(self, gradient: Tensor) -> Tensor:
+        """The ascent direction [N,B,...] as the optimizer shall see it."""
+        return gradient
+
+    def project(self, z: Tensor) -> Tensor:
+        """The noise that replaces z after a step."""
+        return z
 
 
 @dataclass(frozen=True)
-class PermutationRegularizer:
+class PermutationRegularizer(Regularizer):
     """The paper's regularizer (Tang et al., section 4.2): concentration bounds under permutations.
 
     `k`: numbers a row. `permutations`: b, drawn anew every iteration.
@@ -45,10 +56,5 @@ class PermutationRegularizer:
 
 
 @dataclass(frozen=True)
-class NoRegularizer:
+class NoRegularizer(Regularizer):
     """Off: nothing keeps the noise Gaussian, and rewards are hacked sooner."""
-
-    gamma: float = 0.0
-
-    def penalty(self, z: Tensor, key: int) -> tuple[Tensor, Tensor]:
-        return torch.zeros(z.shape[1], device=z.device), torch.zeros_like(z)

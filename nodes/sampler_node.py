@@ -8,8 +8,9 @@ import comfy.samplers
 from comfy_api.latest import io, ui
 
 from ..dno_core import OPTIMIZERS
-from .optimization import Request, run
+from .optimization import run
 from .report import summary
+from .request import Request
 from .types import CATEGORY, REGULARIZER, REWARD, TRAJECTORY
 
 

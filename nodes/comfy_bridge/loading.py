@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import comfy.ldm.modules.attention
@@ -69,6 +69,12 @@ def reward_patcher(module: nn.Module) -> Any:
         )
         module.dno_patcher = patcher  # type: ignore[assignment]
     return patcher
+
+
+def reward_patchers(rewards: Iterable[Any]) -> list[Any]:
+    """The patchers of all networks of these rewards, each once."""
+    modules = {id(module): module for reward in rewards for module in reward.modules}
+    return [reward_patcher(module) for module in modules.values()]
 
 
 def has_quantized_weights(patcher: Any) -> bool:

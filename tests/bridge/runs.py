@@ -22,7 +22,7 @@ Work = Callable[[Problem, Tensor, Callable[[Tensor], Tensor]], Any]
 
 def request(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A Request for two iterations of three steps, quick and without a regularizer."""
-    from comfyui_dno.nodes.optimization import Request
+    from comfyui_dno.nodes.request import Request
 
     batch = changes.pop("batch", 1)
     values = {
@@ -77,7 +77,7 @@ def inside(request: Any, work: Work) -> Any:
         return None, z[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimization, "_climb", climb)
+        patch.setattr(optimization, "climb", climb)
         latent = optimization._model_latent(request.model, request.latent)
         optimization._optimized(request, latent, optimization._sigmas(request))
     return results[0]

@@ -58,7 +58,8 @@ def climb(demo: Any, term: Term, prompts: tuple[str, ...] = PROMPTS, **changed: 
     """A run of DNO Sampler on the demo model: its own defaults, the demo model's steps and cfg."""
     import nodes
 
-    from comfyui_dno.nodes.optimization import Request, run
+    from comfyui_dno.nodes.optimization import run
+    from comfyui_dno.nodes.request import Request
 
     model, clip, vae = demo
     settings = {**defaults(), "seed": SEED, "steps": 10, "cfg": 3.0, **changed}

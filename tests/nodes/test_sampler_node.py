@@ -115,7 +115,7 @@ def test_rare_inputs_are_advanced(sampler: Any) -> None:
 
 
 def test_defaults_of_the_widgets_are_those_of_a_request(sampler: Any) -> None:
-    from comfyui_dno.nodes.optimization import Request
+    from comfyui_dno.nodes.request import Request
 
     inputs = schema_inputs(sampler)
     for name, field in Request.__dataclass_fields__.items():

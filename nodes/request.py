@@ -1,0 +1,60 @@
+"""What a run of DNO Sampler is asked for, and what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..dno_core import GradientEstimator, Regularizer, Term, Trajectory
+
+
+@dataclass(frozen=True)
+class Request:
+    """What DNO Sampler was asked for; the names are those of its inputs."""
+
+    model: Any
+    positive: Any
+    negative: Any
+    latent: dict[str, Any]
+    vae: Any
+    terms: tuple[Term, ...]
+    seed: int
+    steps: int
+    cfg: float
+    scheduler: str
+    denoise: float
+    iterations: int
+    learning_rate: float
+    eta: float = 1.0
+    regularizer: Regularizer | None = None
+    estimator: GradientEstimator | None = None
+    optimizer: str = "adam"
+    gradient_clip: float = 1.0
+    check_gradient: bool = True
+    time_limit: float = 0.0
+    memory_mb: int = 512
+    node_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """`latent` a LATENT and `image` [B,H,W,3] of the best iteration of every image."""
+
+    latent: dict[str, Any]
+    image: Tensor
+    trajectory: Trajectory
+
+
+def meta(request: Request) -> dict[str, Any]:
+    """What a trajectory says of its run besides numbers."""
+    return {
+        "seed": request.seed,
+        "steps": request.steps,
+        "cfg": request.cfg,
+        "scheduler": request.scheduler,
+        "denoise": request.denoise,
+        "eta": request.eta,
+        "optimizer": request.optimizer,
+    }
