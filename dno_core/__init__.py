@@ -7,6 +7,7 @@ the map M(z), reward, probability regularizer, P(z).
 
 from .check import GradientMismatch, verify_gradient
 from .estimators import Backpropagation, GradientEstimator, require_gradients
+from .light_history import lights_of_run
 from .lights import warning_lights
 from .loop import Iteration, Settings, Update, optimize
 from .objective import Reward, Term, TermInfo, objective, weights_of
@@ -14,12 +15,25 @@ from .optimizers import OPTIMIZERS, NoiseOptimizer
 from .problem import Decoder, Evaluation, FunctionDecoder, NonFinite, Problem
 from .regularizers import NoRegularizer, PermutationRegularizer, Regularizer
 from .sampler import Denoiser, NoiseMap, Path, SamplerMap, sample, sweep, vjp
+from .schedule import DECAYS, learning_rate_at
+from .screening import Screening, screen
 from .steps import Step, ddim_steps, flow_steps, noise_count, vp_sigmas
-from .stop import StopRule, after_iterations, after_seconds, first_reason
+from .stop import (
+    StopChoice,
+    StopRule,
+    after_iterations,
+    after_seconds,
+    at_target,
+    first_reason,
+    on_plateau,
+    when_untypical,
+    when_watched_falls,
+)
 from .trajectory import Frames, Record, Recorder, Trajectory, best_iterations
 from .typicality import TYPICAL, Typicality, TypicalityReading, null_distribution
 
 __all__ = [
+    "DECAYS",
     "OPTIMIZERS",
     "TYPICAL",
     "Backpropagation",
@@ -43,8 +57,10 @@ __all__ = [
     "Regularizer",
     "Reward",
     "SamplerMap",
+    "Screening",
     "Settings",
     "Step",
+    "StopChoice",
     "StopRule",
     "Term",
     "TermInfo",
@@ -54,20 +70,27 @@ __all__ = [
     "Update",
     "after_iterations",
     "after_seconds",
+    "at_target",
     "best_iterations",
     "ddim_steps",
     "first_reason",
     "flow_steps",
+    "learning_rate_at",
+    "lights_of_run",
     "noise_count",
     "null_distribution",
     "objective",
+    "on_plateau",
     "optimize",
     "require_gradients",
     "sample",
+    "screen",
     "sweep",
     "verify_gradient",
     "vjp",
     "vp_sigmas",
     "warning_lights",
     "weights_of",
+    "when_untypical",
+    "when_watched_falls",
 ]

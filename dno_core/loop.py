@@ -36,10 +36,12 @@ class Settings:
 @dataclass(frozen=True)
 class Update:
     """The step that led to an iteration, per image [B]: the gradient's norm before the clip
-    (regularizer included), the regularizer's value."""
+    (regularizer included), the regularizer's value. `inconclusive`: its gradient was to be
+    checked, and no slope that it could be held against was to be measured."""
 
     gradient_norm: Tensor
     penalty: Tensor
+    inconclusive: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,15 @@ def optimize(
         key = iteration_key(seed, index)
         gradient = estimator(problem, z, evaluation, key)
         _require_finite_gradient(gradient, index)
+        inconclusive = False
         if check_tolerance is not None and index == start and estimator.exact(problem.terms):
-            verify_gradient(problem, z, evaluation, gradient, check_tolerance)
+            error = verify_gradient(problem, z, evaluation, gradient, check_tolerance)
+            inconclusive = error > check_tolerance
         penalty, pull = regularizer.penalty(z, key)
         direction = regularizer.precondition(gradient - settings.gamma * pull)
         clipped, norm = clip_per_image(direction, settings.clip)
         _require_finite_gradient(norm, index)
-        update = Update(norm, penalty)
+        update = Update(norm, penalty, inconclusive)
         z = stepper.step(clipped, settings.learning_rate, regularizer.project)
 
 

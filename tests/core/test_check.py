@@ -183,6 +183,18 @@ def test_a_slope_that_never_settles_is_no_verdict() -> None:
     assert checked(small_problem(denoise=flip(3e3)), z) > 0.05
 
 
+def test_a_run_says_that_its_check_was_inconclusive_and_goes_on() -> None:
+    z = small_noise(2, seed=1, side=SIDE)
+    z[0, 0].flatten()[0] = 0.3
+    verdicts = []
+    for denoise in (flip(3e3), mild_denoiser()):
+        run = optimize(small_problem(denoise=denoise), z, steady(), seed=0)
+        assert next(run).update is None
+        updates = [next(run).update for _ in range(2)]
+        verdicts.append([update.inconclusive for update in updates if update is not None])
+    assert verdicts == [[True, False], [False, False]]
+
+
 @pytest.mark.parametrize("sharpness", [3.0, 30.0])
 def test_a_wrong_gradient_on_a_sharp_edge_is_found(sharpness: float) -> None:
     def wrong(x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor:
