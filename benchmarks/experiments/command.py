@@ -1,0 +1,68 @@
+"""The command: which experiments, how many processes, where the files go."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import NAMES
+from .plan import Experiment, load
+from .quick import PLAIN_SAMPLES, quick
+from .report import Places, write_report
+from .running import do, gather
+from .units import Units
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="experiment.py",
+        description="Run an experiment on the demo model, or go on with it where it stopped.",
+    )
+    parser.add_argument("name", choices=[*NAMES, "all"])
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
+    parser.add_argument(
+        "--quick", action="store_true", help="2 prompts, 2 iterations, 3 steps, nothing is kept"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="run nothing; write the pages from what is there"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where the files go (default: this repository)"
+    )
+    given = parser.parse_args(arguments)
+    names = NAMES if given.name == "all" else (given.name,)
+    if not given.quick:
+        places = Places.under(given.folder or ROOT)
+        return run([load(name) for name in names], places, given.workers, given.report)
+    with tempfile.TemporaryDirectory(prefix="dno-quick-") as scratch:
+        places = Places.under(given.folder or Path(scratch))
+        small = [quick(load(name)) for name in names]
+        return run(small, places, given.workers, given.report, PLAIN_SAMPLES)
+
+
+def run(
+    experiments: Sequence[Experiment],
+    places: Places,
+    workers: int,
+    report_only: bool = False,
+    plain_samples: int = 16,
+) -> int:
+    """All arms of rank 0 of every experiment, then rank 1, and so on. Returns the exit status."""
+    ranks = sorted({arm.rank for experiment in experiments for arm in experiment.arms})
+    failed: dict[str, str] = {}
+    with Units(places.units, 1 if report_only else workers, plain_samples) as units:
+        for rank in () if report_only else ranks:
+            for experiment in experiments:
+                print(f"{experiment.name}, rank {rank}", file=sys.stderr, flush=True)
+                failed.update(do(experiment, units, rank))
+                write_report(gather(experiment, units), places)
+        for experiment in experiments:
+            write_report(gather(experiment, units), places)
+    for name, error in failed.items():
+        print(f"{name} failed: {error}", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,84 @@
+"""Experiment 1: does the probability regularizer keep the judge's score at equal reward?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .plan import Arm, Contrast, Experiment, Figure, Recipe
+
+GRID = (0.015, 0.03, 0.06, 0.12)
+"""Learning rates of Adam, around the node's default."""
+
+PAPER: Mapping[str, Any] = {"class": "PermutationRegularizer", "gamma": 1.0}
+OFF: Mapping[str, Any] = {"class": "NoRegularizer"}
+
+VARIANTS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "gamma_0.1": ("gamma 0.1", {**PAPER, "gamma": 0.1}),
+    "gamma_10": ("gamma 10", {**PAPER, "gamma": 10.0}),
+    "k_2": ("k 2", {**PAPER, "k": 2}),
+    "k_16": ("k 16", {**PAPER, "k": 16}),
+    "b_0": ("b 0", {**PAPER, "permutations": 0}),
+    "b_20": ("b 20", {**PAPER, "permutations": 20}),
+    "uniform": ("uniform permutations", {**PAPER, "family": "uniform"}),
+}
+"""The paper's regularizer otherwise set; they take the learning rate that was tuned for it."""
+
+OTHERS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "norm": ("norm (ReNO)", {"class": "NormRegularizer", "gamma": 1.0}),
+    "sphere": ("sphere projection", {"class": "SphereProjection"}),
+    "spectral_step": ("spectral, step", {"class": "SpectralWhitening", "target": "step"}),
+    "spectral_gradient": (
+        "spectral, gradient",
+        {"class": "SpectralWhitening", "target": "gradient"},
+    ),
+}
+"""Other methods, each tuned in as many trials."""
+
+PIXEL_REWARDS = ("brightness", "darkness")
+FEW = 8
+
+
+def _recipe(regularizer: Mapping[str, Any], reward: str = "clip_score") -> Recipe:
+    return Recipe("climbs.dno", {"regularizer": regularizer}, reward=reward)
+
+
+def _arms() -> tuple[Arm, ...]:
+    few: dict[str, Any] = {"prompts": FEW, "rank": 1}
+    return (
+        Arm("on", "regularizer on", _recipe(PAPER), GRID, seeds=2),
+        Arm("off", "regularizer off", _recipe(OFF), GRID, seeds=2),
+        *(
+            Arm(name, label, _recipe(OTHERS[name][1]), GRID, **few)
+            for name, (label, _) in OTHERS.items()
+        ),
+        *(
+            Arm(name, label, _recipe(regularizer), like="on", **few)
+            for name, (label, regularizer) in VARIANTS.items()
+        ),
+        *(
+            Arm(f"{reward}_{like}", f"{reward}, {like}", _recipe(kept, reward), like=like, **few)
+            for reward in PIXEL_REWARDS
+            for like, kept in (("on", PAPER), ("off", OFF))
+        ),
+    )
+
+
+EXPERIMENT = Experiment(
+    name="regularizer",
+    title="Does the probability regularizer keep the picture good at equal reward?",
+    arms=_arms(),
+    contrasts=(
+        Contrast("on", "off", primary=True),
+        *(Contrast(name, "off") for name in OTHERS),
+        *(Contrast(name, "on") for name in (*OTHERS, *VARIANTS)),
+        *(Contrast(f"{reward}_on", f"{reward}_off") for reward in PIXEL_REWARDS),
+    ),
+    figures=(
+        Figure("CLIPScore", ("on", "off", *OTHERS)),
+        Figure("The paper's regularizer, other settings", ("on", "off", *VARIANTS)),
+        Figure(
+            "Brightness, darkness", tuple(f"{r}_{x}" for r in PIXEL_REWARDS for x in ("on", "off"))
+        ),
+    ),
+)
