@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +63,7 @@ class Iteration:
     settings: Settings
     update: Update | None
     seconds: float
-    optimizer_state: dict[str, Any] = field(repr=False)
+    optimizer_state: dict[str, Tensor] = field(repr=False)
 
 
 def optimize(
@@ -79,7 +78,7 @@ def optimize(
     typicality: Typicality | None = None,
     check_tolerance: float | None = 0.05,
     start: int = 0,
-    optimizer_state: dict[str, Any] | None = None,
+    optimizer_state: Mapping[str, Tensor] | None = None,
 ) -> Generator[Iteration, None, None]:
     """Yield one Iteration after another, without end, climbing from noise z [N,B,C,H,W].
 

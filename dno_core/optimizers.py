@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 OPTIMIZERS = ("adam", "sgd")
+
+STATE = {"adam": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+"""What each remembers from step to step."""
 
 
 class NoiseOptimizer:
@@ -49,12 +50,32 @@ class NoiseOptimizer:
         self._parameter.data.copy_(project(self._parameter.detach()))
         return self._parameter.detach().clone()
 
-    def state(self) -> dict[str, Any]:
-        """A copy of the moments, which later steps do not change."""
-        return copy.deepcopy(self._inner.state_dict())
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the moments, by torch's names; empty before the first step.
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self._inner.load_state_dict(state)
+        Nothing else has to be kept: the learning rate comes anew with every step.
+        """
+        kept = self._inner.state.get(self._parameter, {})
+        return {name: value.clone() for name, value in kept.items() if value is not None}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from the moments of `state`, which is copied.
+
+        Raises ValueError where they are another optimizer's, or of noise of another shape.
+        """
+        expected = STATE[self.name] if state else ()
+        shapes = {tuple(value.shape) for value in state.values() if value.ndim}
+        if set(state) != set(expected) or not shapes <= {tuple(self._parameter.shape)}:
+            raise ValueError(
+                f"The saved moments do not fit '{self.name}' on noise of shape "
+                f"{list(self._parameter.shape)}. Continue with the optimizer and the size that "
+                "the run was begun with."
+            )
+        groups = self._inner.state_dict()["param_groups"]
+        moments = {name: value.clone() for name, value in state.items()}
+        self._inner.load_state_dict(
+            {"state": {0: moments} if moments else {}, "param_groups": groups}
+        )
 
 
 def clip_per_image(gradient: Tensor, limit: float) -> tuple[Tensor, Tensor]:

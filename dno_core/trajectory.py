@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import uuid
-import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .continuation import Outcome, require_same_outcome, require_same_terms
+from .frames import DEFAULT_BYTE_CAP, Frames
 from .loop import Iteration, Settings
 from .objective import TermInfo, objective
 from .typicality import TYPICAL
-
-DEFAULT_BYTE_CAP = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -36,45 +33,6 @@ class Record:
     seconds: float
 
 
-class Frames:
-    """A growing list of CPU tensors; what goes past the byte cap lies in files of `folder`."""
-
-    def __init__(self, byte_cap: int = DEFAULT_BYTE_CAP, folder: Path | None = None) -> None:
-        self._items: list[Tensor | tuple[Path, torch.dtype]] = []
-        self._free = byte_cap
-        self._folder = folder
-
-    def append(self, frame: Tensor) -> None:
-        frame = frame.detach().cpu().clone()
-        size = frame.numel() * frame.element_size()
-        if self._folder is None or size <= self._free:
-            self._free -= size
-            self._items.append(frame)
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"dno_{uuid.uuid4().hex}.npy"
-        weakref.finalize(self, path.unlink, missing_ok=True)
-        as_bytes = frame.contiguous().view(torch.uint8)  # numpy knows no bfloat16
-        np.save(path, as_bytes.numpy(), allow_pickle=False)
-        self._items.append((path, frame.dtype))
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> Tensor:
-        """A copy of a frame. Raises FileNotFoundError where its file was deleted meanwhile."""
-        item = self._items[index]
-        if isinstance(item, Tensor):
-            return item.clone()
-        path, dtype = item
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"The picture of iteration {index} is gone: {path.name} was deleted from the "
-                "temp folder. Run the sampler again, or raise its memory limit."
-            )
-        return torch.from_numpy(np.load(path, allow_pickle=False)).view(dtype)
-
-
 @dataclass(frozen=True)
 class Trajectory:
     """A finished run, on the CPU.
@@ -82,6 +40,9 @@ class Trajectory:
     `latents` [B,C,h,w] and `images` (uint8 [B,H,W,3]) hold one frame an iteration. `best` is the
     iteration chosen for every image. `best_noise` [N,B,...] is there for the images whose
     `best_noise_at` equals `best`; `last_noise` and `optimizer_state` are what a run goes on from.
+    The optimizer's state at `best` is not kept: the images of a batch are best at different
+    iterations, and no optimizer has ever been in the state that theirs make together. A climb
+    from the best noise begins with fresh moments.
     """
 
     terms: tuple[TermInfo, ...]
@@ -92,7 +53,7 @@ class Trajectory:
     best_noise: Tensor = field(repr=False)
     best_noise_at: tuple[int, ...]
     last_noise: Tensor = field(repr=False)
-    optimizer_state: dict[str, Any] = field(repr=False)
+    optimizer_state: dict[str, Tensor] = field(repr=False)
     stop_reason: str
     warnings: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +61,11 @@ class Trajectory:
     @property
     def batch(self) -> int:
         return len(self.best)
+
+    @property
+    def last(self) -> int:
+        """Index of the last iteration."""
+        return self.records[-1].index
 
     def objectives(self, weights: Sequence[float] | None = None) -> Tensor:
         """Objective of every iteration [I,B] under `weights` (None: those of the last)."""
@@ -133,13 +99,19 @@ def best_iterations(
 
 
 class Recorder:
-    """Builds a Trajectory while the run goes on."""
+    """Builds a Trajectory while the run goes on.
+
+    With `continues` it begins with all that this earlier run left behind, which is not changed.
+    The run must then begin with `optimize(..., z=continues.last_noise, start=continues.last,
+    optimizer_state=continues.optimizer_state)`. Raises NotTheSameRun for other rewards.
+    """
 
     def __init__(
         self,
         terms: tuple[TermInfo, ...],
         byte_cap: int = DEFAULT_BYTE_CAP,
         folder: Path | None = None,
+        continues: Trajectory | None = None,
     ) -> None:
         self.terms = terms
         self.records: list[Record] = []
@@ -147,14 +119,30 @@ class Recorder:
         self.images = Frames(byte_cap - byte_cap // 4, folder)
         self._best_noise: list[Tensor] = []
         self._best_at: list[int] = []
-        self._last: Iteration | None = None
+        self._end: tuple[Tensor, Mapping[str, Tensor]] | None = None
+        self._rejoins = continues is not None
+        if continues is not None:
+            require_same_terms(continues.terms, terms)
+            self.records += continues.records
+            count = len(self.records)
+            self.latents = continues.latents.continued(count, byte_cap // 4, folder)
+            self.images = continues.images.continued(count, byte_cap - byte_cap // 4, folder)
+            self._best_noise += continues.best_noise.unbind(1)
+            self._best_at += continues.best_noise_at
+            self._end = continues.last_noise, continues.optimizer_state
 
     @property
     def best(self) -> tuple[int, ...]:
         return best_iterations(self.terms, self.records)
 
     def add(self, iteration: Iteration, latent: Tensor) -> Record:
-        """Keep an iteration; `latent` is its x_T in the form that the user's tools take."""
+        """Keep an iteration; `latent` is its x_T in the form that the user's tools take.
+
+        The first one of a continued run is the last of the earlier: it is not kept again but
+        held against its record. Raises NotTheSameRun where it comes out differently.
+        """
+        if self._rejoins:
+            return self._rejoin(iteration, latent)
         reading = iteration.typicality
         update = iteration.update
         record = Record(
@@ -173,7 +161,7 @@ class Recorder:
         self.latents.append(latent)
         self.images.append(pixels)
         self.records.append(record)  # last: a record without its frames would be unusable
-        self._last = iteration
+        self._end = iteration.z, iteration.optimizer_state
         position = len(self.records) - 1
         if position == 0:
             self._best_noise = [image.cpu() for image in iteration.z.unbind(1)]
@@ -184,12 +172,32 @@ class Recorder:
                 self._best_at[image] = position
         return record
 
+    def _rejoin(self, iteration: Iteration, latent: Tensor) -> Record:
+        last = len(self.records) - 1
+        record = self.records[last]
+        if iteration.index != record.index:
+            raise ValueError(
+                f"The run to resume ended with iteration {record.index} and this one begins with "
+                f"iteration {iteration.index}. Start at {record.index}, with its last noise."
+            )
+        require_same_outcome(
+            self.terms,
+            record.index,
+            Outcome(self.latents[last], self.images[last], torch.tensor(record.scores)),
+            Outcome(latent, to_uint8(iteration.image), iteration.scores),
+        )
+        self.records[-1] = replace(record, settings=iteration.settings)  # they shape the next step
+        self._rejoins = False
+        self._end = iteration.z, iteration.optimizer_state
+        return self.records[-1]
+
     def finish(
         self, stop_reason: str, warnings: Sequence[str] = (), meta: dict[str, Any] | None = None
     ) -> Trajectory:
         """The trajectory so far. Raises RuntimeError if no iteration was added."""
-        if self._last is None:
+        if self._end is None:
             raise RuntimeError("No iteration was recorded. Add at least one before finishing.")
+        last_noise, state = self._end
         return Trajectory(
             terms=self.terms,
             records=tuple(self.records),
@@ -198,8 +206,8 @@ class Recorder:
             best=self.best,
             best_noise=torch.stack(self._best_noise, 1),
             best_noise_at=tuple(self._best_at),
-            last_noise=self._last.z.detach().cpu().clone(),
-            optimizer_state=_to_cpu(self._last.optimizer_state),
+            last_noise=_to_cpu(last_noise),
+            optimizer_state={name: _to_cpu(value) for name, value in state.items()},
             stop_reason=stop_reason,
             warnings=tuple(warnings),
             meta=dict(meta or {}),
@@ -215,11 +223,5 @@ def _floats(values: Tensor) -> tuple[float, ...]:
     return tuple(values.detach().cpu().double().tolist())
 
 
-def _to_cpu(state: Any) -> Any:
-    if isinstance(state, Tensor):
-        return state.detach().cpu().clone()
-    if isinstance(state, dict):
-        return {key: _to_cpu(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_to_cpu(value) for value in state]
-    return state
+def _to_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()
