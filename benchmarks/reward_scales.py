@@ -98,10 +98,15 @@ def measured_rewards() -> dict[str, list[Any]]:
     """The rewards under the name their scale is recorded by; colour stands for 8 colours."""
     from comfyui_dno.rewards import create
     from comfyui_dno.rewards.clip_score import DEMO_FOLDERS
+    from comfyui_dno.rewards.jpeg import SCALES
 
     rewards: dict[str, list[Any]] = {
         name: [create(name)] for name in ("brightness", "darkness", "contrast")
     }
+    for quality in SCALES:
+        rewards[f"jpeg_incompressibility ({quality})"] = [
+            create("jpeg_incompressibility", quality=quality)
+        ]
     rewards["colour"] = [create("colour", colour=colour) for colour in COLOURS]
     for model in DEMO_FOLDERS:
         rewards[f"clip_score ({model})"] = [create("clip_score", model=model)]

@@ -6,12 +6,13 @@ the map M(z), reward, probability regularizer, P(z).
 """
 
 from .check import GradientMismatch, verify_gradient
-from .estimators import Backpropagation, GradientEstimator, require_gradients
+from .estimators import Auto, Backpropagation, GradientEstimator, require_gradients
 from .light_history import lights_of_run
 from .lights import warning_lights
 from .loop import Iteration, Settings, Update, optimize
 from .objective import Reward, Term, TermInfo, objective, weights_of
 from .optimizers import OPTIMIZERS, NoiseOptimizer
+from .probes import WideMap
 from .problem import Decoder, Evaluation, FunctionDecoder, NonFinite, Problem
 from .regularizers import NoRegularizer, PermutationRegularizer, Regularizer
 from .sampler import Denoiser, NoiseMap, Path, SamplerMap, sample, sweep, vjp
@@ -31,11 +32,13 @@ from .stop import (
 )
 from .trajectory import Frames, Record, Recorder, Trajectory, best_iterations
 from .typicality import TYPICAL, Typicality, TypicalityReading, null_distribution
+from .zeroth_order import Hybrid1, Hybrid2, ZoSgd
 
 __all__ = [
     "DECAYS",
     "OPTIMIZERS",
     "TYPICAL",
+    "Auto",
     "Backpropagation",
     "Decoder",
     "Denoiser",
@@ -44,6 +47,8 @@ __all__ = [
     "FunctionDecoder",
     "GradientEstimator",
     "GradientMismatch",
+    "Hybrid1",
+    "Hybrid2",
     "Iteration",
     "NoRegularizer",
     "NoiseMap",
@@ -68,6 +73,8 @@ __all__ = [
     "Typicality",
     "TypicalityReading",
     "Update",
+    "WideMap",
+    "ZoSgd",
     "after_iterations",
     "after_seconds",
     "at_target",
