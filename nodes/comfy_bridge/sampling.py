@@ -91,11 +91,12 @@ class ComfyMap:
         free_loaded_weights()
         free_control_hints(self._guider.conds)
         try:
-            return sweep(self._denoise, self.steps, path.latents, z[0], v, self.start)
+            return sweep(self.denoise, self.steps, path.latents, z[0], v, self.start)
         finally:
             self._masked.noise = None
 
-    def _denoise(self, x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor:
+        """D(x, sigma), for one of the steps' own sigmas, where its gradient is wanted."""
         self._on_call(BACKWARD_COST)
         for state in self._replayed:
             state.go_to(self._index_of[id(sigma)])
@@ -107,7 +108,7 @@ class ComfyMap:
                 if "Inference tensors" not in str(error) or isinstance(self._mode, NormalInputs):
                     raise
         self._mode = NormalInputs()  # a patch keeps tensors that were made in inference mode
-        return self._denoise(x, sigma, z0)
+        return self.denoise(x, sigma, z0)
 
     def _before_step(self, index: int) -> None:
         self._on_call(FORWARD_COST)
