@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "sgd", "unit")
 
-STATE = {"adam": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+STATE = {"adam": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",), "unit": ()}
 """What each remembers from step to step."""
 
 
 class NoiseOptimizer:
-    """Adam without weight decay, or SGD with Nesterov momentum 0.9, ascending.
+    """Ascends: Adam without weight decay, SGD with Nesterov momentum 0.9, or steps of unit length.
 
-    Weight decay would by itself shrink the noise out of the typical set. Both act number by
-    number, so every image of a batch keeps its own moments.
+    Weight decay would by itself shrink the noise out of the typical set. Adam and SGD act number
+    by number, so every image of a batch keeps its own moments. A step of "unit" moves the noise
+    of every image by the learning rate (a Euclidean length) along its gradient.
     """
 
     def __init__(self, name: str, z: Tensor) -> None:
@@ -32,6 +33,8 @@ class NoiseOptimizer:
             self._inner = torch.optim.SGD(
                 [self._parameter], lr=1.0, momentum=0.9, nesterov=True, maximize=True
             )
+        elif name == "unit":
+            self._inner = torch.optim.SGD([self._parameter], lr=1.0, maximize=True)
         else:
             raise ValueError(f"The optimizer '{name}' is unknown. Use one of {OPTIMIZERS}.")
 
@@ -44,6 +47,8 @@ class NoiseOptimizer:
         """One ascent step along `gradient`, then `project`; returns a tensor of its own."""
         for group in self._inner.param_groups:
             group["lr"] = learning_rate
+        if self.name == "unit":
+            gradient = unit_per_image(gradient)
         self._parameter.grad = gradient.to(self._parameter)
         self._inner.step()
         self._parameter.grad = None
@@ -88,3 +93,10 @@ def clip_per_image(gradient: Tensor, limit: float) -> tuple[Tensor, Tensor]:
         return gradient, norm
     factor = (limit / norm.clamp_min(1e-12)).clamp(max=1.0)
     return gradient * factor.view(1, -1, *[1] * (gradient.ndim - 2)), norm
+
+
+def unit_per_image(gradient: Tensor) -> Tensor:
+    """The gradient [N,B,...] with every image's norm 1; a zero gradient stays zero."""
+    norm = gradient.movedim(1, 0).flatten(1).norm(dim=1)
+    tiny = torch.finfo(norm.dtype).tiny
+    return gradient / norm.clamp_min(tiny).view(1, -1, *[1] * (gradient.ndim - 2))

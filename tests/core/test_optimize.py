@@ -49,7 +49,7 @@ def test_the_objective_rises() -> None:
     assert bool((its[-1].objective > its[0].objective + 1).all())
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "unit"])
 def test_a_batch_of_two_is_two_batches_of_one(optimizer: str) -> None:
     """Gradients, moments, clip and penalty: no image knows of the other."""
     z = small_noise(2)
