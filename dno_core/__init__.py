@@ -6,10 +6,12 @@ the map M(z), reward, probability regularizer, P(z).
 """
 
 from .check import GradientMismatch, verify_gradient
+from .continuation import NotTheSameRun
 from .estimators import Auto, Backpropagation, GradientEstimator, require_gradients
 from .light_history import lights_of_run
 from .lights import warning_lights
 from .loop import Iteration, Settings, Update, optimize
+from .norms import NormRegularizer, SphereProjection
 from .objective import Reward, Term, TermInfo, objective, weights_of
 from .optimizers import OPTIMIZERS, NoiseOptimizer
 from .probes import WideMap
@@ -18,6 +20,7 @@ from .regularizers import NoRegularizer, PermutationRegularizer, Regularizer
 from .sampler import Denoiser, NoiseMap, Path, SamplerMap, sample, sweep, vjp
 from .schedule import DECAYS, learning_rate_at
 from .screening import Screening, screen
+from .spectral import SpectralWhitening
 from .steps import Step, ddim_steps, flow_steps, noise_count, vp_sigmas
 from .stop import (
     StopChoice,
@@ -31,6 +34,7 @@ from .stop import (
     when_watched_falls,
 )
 from .trajectory import Frames, Record, Recorder, Trajectory, best_iterations
+from .trajectory_file import TrajectoryFileError, load_trajectory, save_trajectory
 from .typicality import TYPICAL, Typicality, TypicalityReading, null_distribution
 from .zeroth_order import Hybrid1, Hybrid2, ZoSgd
 
@@ -54,6 +58,8 @@ __all__ = [
     "NoiseMap",
     "NoiseOptimizer",
     "NonFinite",
+    "NormRegularizer",
+    "NotTheSameRun",
     "Path",
     "PermutationRegularizer",
     "Problem",
@@ -64,12 +70,15 @@ __all__ = [
     "SamplerMap",
     "Screening",
     "Settings",
+    "SpectralWhitening",
+    "SphereProjection",
     "Step",
     "StopChoice",
     "StopRule",
     "Term",
     "TermInfo",
     "Trajectory",
+    "TrajectoryFileError",
     "Typicality",
     "TypicalityReading",
     "Update",
@@ -84,6 +93,7 @@ __all__ = [
     "flow_steps",
     "learning_rate_at",
     "lights_of_run",
+    "load_trajectory",
     "noise_count",
     "null_distribution",
     "objective",
@@ -91,6 +101,7 @@ __all__ = [
     "optimize",
     "require_gradients",
     "sample",
+    "save_trajectory",
     "screen",
     "sweep",
     "verify_gradient",

@@ -17,7 +17,8 @@ SATURATION_RISE = 0.5
 def warning_lights(terms: Sequence[TermInfo], records: Sequence[Record]) -> tuple[str, ...]:
     """What the artist should know of the newest iteration, each in one sentence; () if all is well.
 
-    Lights when an image's P(z) leaves the typical range of Gaussian noise, when many more pixel
+    Lights when an image's P(z) leaves the typical range of Gaussian noise, or the noise of a single
+    step does while the whole looks typical (unless it did at the start), when many more pixel
     values are clamped than in iteration 0, and when a watched reward has lost more than its scale
     (by its own goal) while the optimized objective rose.
     """
@@ -29,6 +30,11 @@ def warning_lights(terms: Sequence[TermInfo], records: Sequence[Record]) -> tupl
         lights.append(
             f"P(z) has left the typical range (since iteration {left}): the noise is no longer "
             "one the model would draw. Raise the regularizer or lower the learning rate."
+        )
+    elif _a_step_left(first, last):
+        lights.append(
+            "The noise of a single step has left the typical range, though P(z) of the whole has "
+            "not. Raise the regularizer or lower the learning rate."
         )
     rise = max(b - a for a, b in zip(first.saturated, last.saturated, strict=True))
     if rise > SATURATION_RISE:
@@ -44,6 +50,11 @@ def warning_lights(terms: Sequence[TermInfo], records: Sequence[Record]) -> tupl
                 "The picture may be getting worse while its score rises."
             )
     return tuple(lights)
+
+
+def _a_step_left(first: Record, last: Record) -> bool:
+    pairs = zip(first.step_low, last.step_low, strict=False)
+    return any(now <= TYPICAL < before for before, now in pairs)
 
 
 def _progress(term: TermInfo, index: int, first: Record, last: Record) -> float:

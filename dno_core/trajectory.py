@@ -19,7 +19,11 @@ from .typicality import TYPICAL
 
 @dataclass(frozen=True)
 class Record:
-    """The numbers of one iteration, as plain floats an image (scores: a row a term)."""
+    """The numbers of one iteration, as plain floats an image.
+
+    `scores`: a row a term. `step_quantile`: a row a noise, P(z)'s quantile of each by itself;
+    `step_low` that of the worst one among as many. Both are empty where they were not measured.
+    """
 
     index: int
     scores: tuple[tuple[float, ...], ...]
@@ -31,6 +35,8 @@ class Record:
     noise_rms: tuple[float, ...]
     settings: Settings
     seconds: float
+    step_quantile: tuple[tuple[float, ...], ...] = ()
+    step_low: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,8 @@ class Recorder:
             noise_rms=_floats(iteration.z.movedim(1, 0).flatten(1).square().mean(1).sqrt()),
             settings=iteration.settings,
             seconds=iteration.seconds,
+            step_quantile=_rows(reading.step_quantile),
+            step_low=() if reading.step_low is None else _floats(reading.step_low),
         )
         latent, pixels = latent.detach().cpu(), to_uint8(iteration.image)
         self.latents.append(latent)
@@ -217,6 +225,12 @@ class Recorder:
 def to_uint8(image: Tensor) -> Tensor:
     """Image [B,3,H,W] in [0,1] as it is saved: uint8 [B,H,W,3] (truncated, as ComfyUI does)."""
     return (image.detach() * 255).clamp(0, 255).to(torch.uint8).movedim(1, -1).cpu()
+
+
+def _rows(values: Tensor | None) -> tuple[tuple[float, ...], ...]:
+    if values is None:
+        return ()
+    return tuple(tuple(row) for row in values.detach().cpu().double().tolist())
 
 
 def _floats(values: Tensor) -> tuple[float, ...]:

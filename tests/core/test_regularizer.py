@@ -13,15 +13,12 @@ from comfyui_dno.dno_core import (
     NoRegularizer,
     PermutationRegularizer,
     Typicality,
+    bounds,
     null_distribution,
     permutations,
 )
-from comfyui_dno.dno_core.permutations import (
-    Permutations,
-    lowest_log_p,
-    permutation_penalty,
-    row_statistics,
-)
+from comfyui_dno.dno_core.arrangements import lowest_log_p, permutation_penalty
+from comfyui_dno.dno_core.permutations import Permutations
 
 CPU = torch.device("cpu")
 K = 4
@@ -49,10 +46,16 @@ def direct(z: Tensor, orders: list[Tensor], k: int = K) -> tuple[Tensor, float]:
     return penalty, lowest  # type: ignore[return-value]
 
 
-def orders_of(n: int, count: int, seed: int) -> list[Tensor]:
-    """The permutations one by one, drawn here and not by the class."""
+def row_statistics(rows: Tensor) -> bounds.RowStatistics:
+    """Of row matrices [B,P,m,k]."""
+    return bounds.row_statistics(rows.mT)
+
+
+def orders_of(n: int, count: int, seed: int, k: int = K) -> list[Tensor]:
+    """The permutations one by one, drawn here and not by the class; k numbers a row."""
     g = generator(seed)
-    return [torch.randperm(n, generator=g) for _ in range(count)]
+    drawn = [torch.randperm(n, generator=g) for _ in range(count)]
+    return [order[: n // k * k].view(k, -1).T.flatten() for order in drawn]
 
 
 @pytest.mark.parametrize("n", [400, 403])
@@ -64,12 +67,12 @@ def test_the_regularizer_is_its_formula(n: int, k: int, batch: int) -> None:
     flat[0] = (flat[0] - flat[0].mean()) / flat[0].std()
     if batch > 1:
         flat[1] *= 0.3  # the smallest eigenvalue is the one that counts
-    made = Permutations(n, 7, 11, CPU)
+    made = Permutations(n, 25, 11, CPU)
     value, gradient = permutation_penalty(flat, k, made)
     log_p = lowest_log_p(flat, k, made)
     for image in range(batch):
         leaf = flat[image].clone().requires_grad_()
-        expected, lowest = direct(leaf, orders_of(n, 7, 11), k)
+        expected, lowest = direct(leaf, orders_of(n, 25, 11, k), k)
         (slope,) = torch.autograd.grad(expected, leaf)
         assert value[image].item() == pytest.approx(expected.item(), rel=1e-12)
         assert torch.allclose(gradient[image], slope, rtol=1e-9, atol=1e-12)
@@ -297,7 +300,8 @@ def test_sets_too_large_to_keep_are_drawn_again_the_same(monkeypatch: pytest.Mon
     drawn = Permutations(100, 6, 4, CPU, keep=True)
     for size in (6, 1):
         assert torch.equal(torch.cat(list(drawn.chunks(size))), kept)
-    assert torch.equal(torch.stack(orders_of(100, 6, 4)), kept.long())
+    g = generator(4)
+    assert torch.equal(torch.stack([torch.randperm(100, generator=g) for _ in range(6)]), kept.long())
     assert bool((kept.sort(1).values == torch.arange(100)).all())
 
 
