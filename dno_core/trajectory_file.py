@@ -13,7 +13,7 @@ anything and checks everything.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,9 @@ def _require_consistent(run: _Run) -> None:
         if len(record.scores) != terms or len(record.settings.weights) != terms:
             raise Unfit(f"{where} has not one score and one weight for each of {terms} rewards")
         for item in fields(Record):
-            _require_rows(getattr(record, item.name), batch, f"{item.name} of {where}")
+            value = getattr(record, item.name)
+            if value != () or item.default is MISSING:  # () stands for what was not measured
+                _require_rows(value, batch, f"{item.name} of {where}")
         if any(value != value for value in _numbers(record)):
             raise Unfit(f"{where} holds NaN")
         if not all(abs(value) < float("inf") for row in record.scores for value in row):

@@ -26,11 +26,13 @@ from ..dno_core import (
     warning_lights,
     weights_of,
 )
+from ..dno_core.continuation import require_same_shape
 from .comfy_bridge.loading import has_quantized_weights, is_out_of_memory
 from .comfy_bridge.progress import Progress
 from .recovery import keep_cancelled
 from .report import failure_line, status_line
 from .request import Request, meta
+from .resume import checks_gradient
 
 log = logging.getLogger("dno")
 
@@ -46,17 +48,22 @@ def climb(
     to_latent: Callable[[Tensor], Tensor],
     progress: Progress,
 ) -> tuple[Trajectory, Tensor]:
+    earlier = request.resume
+    if earlier is not None:
+        require_same_shape(earlier.last_noise, z)
+        z = earlier.last_noise.to(z)
     regularizer = request.regularizer or PermutationRegularizer()
     infos = problem.infos
     settings = Settings(
         request.learning_rate, regularizer.gamma, weights_of(infos), request.gradient_clip
     )
-    recorder = Recorder(
-        infos, request.memory_mb * 2**20, Path(folder_paths.get_temp_directory()) / "dno"
-    )
+    folder = Path(folder_paths.get_temp_directory()) / "dno"
+    recorder = Recorder(infos, request.memory_mb * 2**20, folder, continues=earlier)
+    known = len(recorder.records)
     rules = [after_iterations(request.iterations)]
     if request.time_limit > 0:
-        rules.append(after_seconds(request.time_limit))
+        limit = after_seconds(request.time_limit)
+        rules.append(lambda records: limit(records[known:]))  # of this run, not of the earlier
     iterations = optimize(
         problem,
         z,
@@ -66,8 +73,10 @@ def climb(
         estimator=request.estimator or Backpropagation(),
         regularizer=regularizer,
         check_tolerance=_check_tolerance(request),
+        start=0 if earlier is None else earlier.last,
+        optimizer_state=None if earlier is None else earlier.optimizer_state,
     )
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = warning_lights(infos, recorder.records) if known else ()
     reason, final = "", z[0]
     try:
         for iteration in iterations:
@@ -104,7 +113,7 @@ def climb(
 def _check_tolerance(request: Request) -> float | None:
     """Of the gradient check, by the coarser of model and VAE; None for no check."""
     model = request.model
-    if not request.check_gradient or has_quantized_weights(model):
+    if not checks_gradient(request) or has_quantized_weights(model):
         return None
     dtypes = (model.model.manual_cast_dtype or model.model_dtype(), request.vae.vae_dtype)
     return max(CHECK_TOLERANCE.get(dtype, HALF_TOLERANCE) for dtype in dtypes)

@@ -15,7 +15,7 @@ from .climb import climb
 from .comfy_bridge.decoding import BlockDecoder
 from .comfy_bridge.forecast import forecast_line
 from .comfy_bridge.loading import reward_patchers, run_model, run_vae
-from .comfy_bridge.progress import Progress
+from .comfy_bridge.progress import Progress, send_text
 from .comfy_bridge.refusals import refuse_wrong_vae
 from .comfy_bridge.sampling import (
     BACKWARD_COST,
@@ -26,6 +26,7 @@ from .comfy_bridge.sampling import (
 )
 from .comfy_bridge.scope import NormalInputs, gradient_scope, normal_copies
 from .request import Request, Result
+from .resume import checks_gradient, is_done, require_same_run
 from .stock_run import stock_run
 
 
@@ -52,15 +53,27 @@ def run(request: Request) -> Result:
     sigmas = _sigmas(request)
     if len(sigmas) < 2:
         raise ValueError("With denoise 0 there is nothing to sample. Set denoise above 0.")
-    if request.iterations == 0:
+    require_same_run(request, latent)
+    if request.iterations == 0 and request.resume is None:
         samples, trajectory = stock_run(request, latent, sigmas)
     else:
-        trajectory = _optimized(request, latent, sigmas)
+        trajectory = _resumed_or_begun(request, latent, sigmas)
         samples = trajectory.take(trajectory.latents, trajectory.best)
         management = comfy.model_management
         samples = samples.to(management.intermediate_device(), management.intermediate_dtype())
     out = {key: value for key, value in request.latent.items() if "downscale_ratio" not in key}
     return Result({**out, "samples": samples}, request.vae.decode(samples), trajectory)
+
+
+def _resumed_or_begun(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
+    if request.resume is None or not is_done(request):
+        return _optimized(request, latent, sigmas)
+    send_text(
+        f"The run to resume has {request.resume.last} iterations already; its best is returned. "
+        "Raise iterations to go on.",
+        request.node_id,
+    )
+    return request.resume
 
 
 def _require_climbable(terms: tuple[Term, ...]) -> None:
@@ -116,9 +129,10 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
 
         def drive(noise_map: ComfyMap, to_latent: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
             calls = len(noise_map.steps)
+            iterations = request.iterations - (request.resume.last if request.resume else 0)
             progress.plan(
-                planned_cost(calls, request.iterations, request.check_gradient),
-                forecast_line(model, vae, z, request.iterations, calls),
+                planned_cost(calls, iterations, checks_gradient(request)),
+                forecast_line(model, vae, z, iterations, calls),
             )
             decoder = BlockDecoder(vae, to_latent, progress.call)
             problem = _RunProblem(noise_map, decoder, request.terms)

@@ -35,6 +35,7 @@ class Request:
     check_gradient: bool = True
     time_limit: float = 0.0
     memory_mb: int = 512
+    resume: Trajectory | None = None
     node_id: str | None = None
 
 
@@ -49,7 +50,9 @@ class Result:
 
 def meta(request: Request) -> dict[str, Any]:
     """What a trajectory says of its run besides numbers."""
+    earlier = request.resume.meta if request.resume else {}
     return {
+        **earlier,
         "seed": request.seed,
         "steps": request.steps,
         "cfg": request.cfg,

@@ -145,6 +145,13 @@ def _optimization_inputs() -> list[Any]:
             tooltip="Keeps the noise Gaussian, so that the picture stays one the model could "
             "draw. Unconnected: the paper's, at its recommended strength.",
         ),
+        TRAJECTORY.Input(
+            "resume",
+            optional=True,
+            tooltip="A run to go on with, from Load Trajectory or another DNO Sampler: same "
+            "model, prompts, latent, reward and seed. iterations counts all of them, those "
+            "already done included; time_limit counts only the new ones.",
+        ),
     ]
 
 
@@ -156,7 +163,8 @@ def _advanced_inputs() -> list[Any]:
             default="adam",
             advanced=True,
             tooltip="adam needs little tuning. sgd (Nesterov, momentum 0.9) follows the "
-            "gradient's size; its learning rate is some 100 times higher.",
+            "gradient's size; its learning rate is some 100 times higher. unit: every step has the "
+            "length of the learning rate, 1 to 8.",
         ),
         io.Float.Input(
             "gradient_clip",
