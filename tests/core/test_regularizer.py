@@ -301,7 +301,8 @@ def test_sets_too_large_to_keep_are_drawn_again_the_same(monkeypatch: pytest.Mon
     for size in (6, 1):
         assert torch.equal(torch.cat(list(drawn.chunks(size))), kept)
     g = generator(4)
-    assert torch.equal(torch.stack([torch.randperm(100, generator=g) for _ in range(6)]), kept.long())
+    orders = torch.stack([torch.randperm(100, generator=g) for _ in range(6)])
+    assert torch.equal(orders, kept.long())
     assert bool((kept.sort(1).values == torch.arange(100)).all())
 
 

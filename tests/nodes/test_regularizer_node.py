@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+METHODS = ["permutation", "off", "norm", "sphere", "spectral"]
+
 
 @pytest.fixture(scope="module")
 def room(comfy):
@@ -19,62 +21,105 @@ def inputs_of(room):
     return options, {choice["key"]: choice["inputs"] for choice in options["options"]}
 
 
+def widgets_of(room, method):
+    choice = inputs_of(room)[1][method]
+    return {**choice.get("required", {}), **choice.get("optional", {})}
+
+
 def chosen(room, **method):
     return room.ProbabilityRegularizer.execute(method=method).args[0]
 
 
-def test_the_paper_s_regularizer_comes_first_and_off_has_no_inputs(room):
+def defaults(widgets):
+    return {name: options["default"] for name, (_, options) in widgets.items()}
+
+
+def test_the_paper_s_regularizer_comes_first_and_widgets_keep_their_order(room):
     _, choices = inputs_of(room)
-    assert list(choices) == ["permutation", "off"]
-    assert list(choices["permutation"]["required"]) == ["strength", "k", "permutations"]
-    assert not any(choices["off"].values())
+    assert list(choices) == METHODS
+    widgets = {method: list(widgets_of(room, method)) for method in METHODS}
+    assert widgets == {
+        "permutation": ["strength", "k", "permutations", "family"],
+        "off": [],
+        "norm": ["strength"],
+        "sphere": [],
+        "spectral": ["target", "blocks"],
+    }
 
 
 def test_defaults_are_those_that_the_core_recommends(room):
+    from comfyui_dno import dno_core as core
+
+    expected = (
+        core.PermutationRegularizer(),
+        core.NoRegularizer(),
+        core.NormRegularizer(),
+        core.SphereProjection(),
+        core.SpectralWhitening(),
+    )
+    for method, recommended in zip(METHODS, expected, strict=True):
+        assert chosen(room, method=method, **defaults(widgets_of(room, method))) == recommended
+
+
+def test_a_workflow_saved_before_there_were_families_still_runs(room):
     from comfyui_dno.dno_core import PermutationRegularizer
 
-    widgets = inputs_of(room)[1]["permutation"]["required"]
-    values = {name: options["default"] for name, (_, options) in widgets.items()}
-    assert chosen(room, method="permutation", **values) == PermutationRegularizer()
-
-
-def test_the_widgets_reach_the_core(room):
-    from comfyui_dno.dno_core import PermutationRegularizer
-
+    required = inputs_of(room)[1]["permutation"]["required"]
+    assert list(required) == ["strength", "k", "permutations"]
     got = chosen(room, method="permutation", strength=2.5, k=8, permutations=20)
     assert got == PermutationRegularizer(gamma=2.5, k=8, permutations=20)
 
 
-def test_off_is_no_regularizer_at_all(room):
-    from comfyui_dno.dno_core import NoRegularizer
+def test_the_widgets_reach_the_core(room):
+    from comfyui_dno import dno_core as core
 
-    got = chosen(room, method="off")
-    assert got == NoRegularizer() and got.gamma == 0
+    got = chosen(room, method="permutation", strength=2.5, k=8, permutations=20, family="uniform")
+    assert got == core.PermutationRegularizer(2.5, 8, 20, "uniform")
+    assert chosen(room, method="norm", strength=0.3) == core.NormRegularizer(0.3)
+    got = chosen(room, method="spectral", target="gradient", blocks=2)
+    assert got == core.SpectralWhitening("gradient", 2)
+
+
+def test_off_and_projections_have_no_strength(room):
+    for method in ("off", "sphere", "spectral"):
+        assert chosen(room, method=method).gamma == 0
 
 
 def test_an_unknown_method_gives_the_two_sentences(room):
-    with pytest.raises(ValueError, match="'spectral' is unknown. Choose permutation or off"):
-        chosen(room, method="spectral")
+    with pytest.raises(ValueError, match="'kl' is unknown. Choose permutation, .* or spectral"):
+        chosen(room, method="kl")
 
 
-def test_the_ends_of_the_ranges_work(room):
-    z = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
-    widgets = inputs_of(room)[1]["permutation"]["required"]
+@pytest.mark.parametrize("method", METHODS)
+def test_the_ends_of_the_ranges_work(room, method):
+    z = torch.randn(3, 2, 4, 16, 16, generator=torch.Generator().manual_seed(0)) + 1
     for end in ("min", "max"):
-        values = {name: options[end] for name, (_, options) in widgets.items()}
-        penalty, gradient = chosen(room, method="permutation", **values).penalty(z, 1)
-        assert torch.isfinite(penalty).all() and torch.isfinite(gradient).all()
-        assert (penalty > 0).all() and gradient.shape == z.shape
+        values = {
+            name: options["options"][-1] if "options" in options else options[end]
+            for name, (_, options) in widgets_of(room, method).items()
+        }
+        made = chosen(room, method=method, **values)
+        penalty, gradient = made.penalty(z, 1)
+        assert penalty.shape == (2,) and gradient.shape == z.shape
+        for result in (penalty, gradient, made.project(z), made.precondition(z)):
+            assert torch.isfinite(result).all()
+        assert bool((penalty > 0).all()) is (method in ("permutation", "norm"))
 
 
 def test_every_input_has_a_tooltip_that_helps_and_rare_ones_are_advanced(room):
     options, choices = inputs_of(room)
     assert "cheating" in options["tooltip"]
-    widgets = choices["permutation"]["required"]
-    for name, (_, widget) in widgets.items():
-        assert "Raise" in widget["tooltip"] or "Higher" in widget["tooltip"], name
-        assert "usually" in widget["tooltip"], name
-    assert [n for n, (_, w) in widgets.items() if w.get("advanced")] == ["k", "permutations"]
+    assert all(f"{method}: " in options["tooltip"] for method in METHODS)
+    advanced = []
+    for method in choices:
+        for name, (kind, widget) in widgets_of(room, method).items():
+            if kind == "COMBO":
+                assert all(f"{option}: " in widget["tooltip"] for option in widget["options"])
+            else:
+                assert "Raise" in widget["tooltip"] or "Higher" in widget["tooltip"], name
+            assert "sually" in widget["tooltip"], name
+            advanced += [name] if widget.get("advanced") else []
+    assert advanced == ["k", "permutations", "family", "blocks"]
 
 
 def test_the_schema_is_json(room):
