@@ -36,6 +36,12 @@ class RandomStates:
         """Before a step is computed once more."""
         self._restore(self._marks[step])
 
+    def rolled(self) -> bool:
+        """Whether dice were rolled since the pass began: more images would roll more of them."""
+        before, now = self._start, self._state()
+        pairs = [(a, b) for a, b in zip(before, now, strict=True) if a is not None]
+        return any(b is None or not torch.equal(a, b) for a, b in pairs)
+
     def _state(self) -> State:
         return torch.get_rng_state(), self._module and self._module.get_rng_state()
 

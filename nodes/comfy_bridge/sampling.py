@@ -19,6 +19,7 @@ from .hook_frames import HookFrames
 from .random_states import RandomStates
 from .refusals import refuse_unsupported
 from .scope import NormalInputs, free_control_hints, free_weights, normal_copies
+from .width import memory_room, runs_wide
 
 OnCall = Callable[[int], None]
 """Told the cost of the denoiser call that follows, in plain forward calls."""
@@ -27,7 +28,7 @@ FORWARD_COST, BACKWARD_COST = 1, 3
 
 
 class ComfyMap:
-    """The noise-to-latent map of one guider, schedule and eta. Satisfies dno_core's NoiseMap.
+    """The noise-to-latent map of one guider, schedule and eta. Satisfies dno_core's WideMap.
 
     `on_call` runs before every denoiser call, forward and backward; it may raise to cancel.
     """
@@ -45,46 +46,60 @@ class ComfyMap:
     ) -> None:
         self._guider = guider
         self._sigmas = sigmas
-        self._extra_args = {**extra_args, "denoise_mask": denoise_mask}
+        self._extra_args = extra_args
+        self._denoise_mask = denoise_mask
         self._eta = eta
         self._latent_image = latent_image
         self._max_denoise = max_denoise
         self._on_call = on_call
         self._sampling = guider.inner_model.model_sampling
         self._masked = comfy.samplers.KSamplerX0Inpaint(guider, sigmas)
-        self._masked.latent_image = latent_image
         patcher = guider.inner_model.current_patcher
-        self._replayed = (HookFrames(guider.conds, patcher), RandomStates(sigmas.device))
+        self._dice = RandomStates(sigmas.device)
+        self._replayed = (HookFrames(guider.conds, patcher), self._dice)
+        self._wide = runs_wide(guider, latent_image.shape[0])
         self._mode: AbstractContextManager[Any] = nullcontext()
         self.steps = model_steps(self._sampling, sigmas, eta)
         self._index_of = {id(step.sigma): step.index for step in self.steps}
 
     def start(self, z0: Tensor) -> Tensor:
         """x_0 = noise_scaling(sigma_0, z_0, latent), by the model's own function."""
-        return self._sampling.noise_scaling(
-            self._sigmas[0], z0, self._latent_image, self._max_denoise
-        )
+        latent = _tiled(self._latent_image, z0.shape[0])
+        return self._sampling.noise_scaling(self._sigmas[0], z0, latent, self._max_denoise)
 
     @torch.no_grad()
     def forward(self, z: Tensor) -> Path:
-        """Run the stock sampler function, fed with z; keep the latents it asked about."""
+        """Run the stock sampler function, fed with z [N,B,...]; keep the latents it asked about.
+
+        z [N, c B, ...] runs c noises for the B images side by side, where `probe_room` allows.
+        """
         for state in self._replayed:
             state.begin()
         latents: list[Tensor] = []
         noises = iter(z[1:])
-        self._masked.noise = z[0]
         options: dict[str, Any] = {}
         if self._eta > 0:
             options = {"eta": self._eta, "noise_sampler": lambda *_: next(noises)}
+        cost = FORWARD_COST * (z.shape[1] // self._latent_image.shape[0])
         final = sampler_function(self._eta)(
-            _Recording(self._masked, latents, self._before_step),
+            _Recording(self._masked, latents, lambda index: self._before_step(index, cost)),
             self.start(z[0]),
             self._sigmas,
-            extra_args=self._extra_args,
+            extra_args=self._inpainting(z[0]),
             disable=True,
             **options,
         )
+        self._wide = self._wide and not self._dice.rolled()
         return Path(tuple(latents), final)
+
+    def probe_room(self, z: Tensor, wanted: int) -> int:
+        """How many noises shaped as z [N,B,...] to run side by side: one where conditioning or
+        patches tell the images of a batch apart, or dice are rolled; else `wanted`, or (0) as
+        many as there is memory for.
+        """
+        if not self._wide:
+            return 1
+        return wanted or memory_room(self._guider, tuple(z.shape[1:]))
 
     def pull(self, z: Tensor, path: Path, v: Tensor) -> Tensor:
         """d objective / d z from v = d objective / d x_T, one denoiser graph at a time."""
@@ -100,20 +115,32 @@ class ComfyMap:
         self._on_call(BACKWARD_COST)
         for state in self._replayed:
             state.go_to(self._index_of[id(sigma)])
-        self._masked.noise = z0
         with self._mode:
             try:
-                return self._masked(x, sigma * x.new_ones([x.shape[0]]), **self._extra_args)
+                return self._masked(x, sigma * x.new_ones([x.shape[0]]), **self._inpainting(z0))
             except RuntimeError as error:
                 if "Inference tensors" not in str(error) or isinstance(self._mode, NormalInputs):
                     raise
         self._mode = NormalInputs()  # a patch keeps tensors that were made in inference mode
         return self.denoise(x, sigma, z0)
 
-    def _before_step(self, index: int) -> None:
-        self._on_call(FORWARD_COST)
+    def _inpainting(self, z0: Tensor) -> dict[str, Any]:
+        """Sets what a noise mask mixes in, for z0's number of images; the denoiser's arguments."""
+        self._masked.noise = z0
+        self._masked.latent_image = _tiled(self._latent_image, z0.shape[0])
+        mask = self._denoise_mask
+        tiled = None if mask is None else _tiled(mask, z0.shape[0])
+        return {**self._extra_args, "denoise_mask": tiled}
+
+    def _before_step(self, index: int, cost: int) -> None:
+        self._on_call(cost)
         for state in self._replayed:
             state.pass_by(index)
+
+
+def _tiled(values: Tensor, images: int) -> Tensor:
+    """[B,...] repeated to [images,...], whole batches one after another."""
+    return values.repeat(images // values.shape[0], *[1] * (values.ndim - 1))
 
 
 class _Recording:
@@ -160,22 +187,31 @@ def draw_noise(noise: Tensor, steps: tuple[Step, ...], seed: int) -> Tensor:
     return torch.stack([noise, *(draw(None, None) for _ in range(noise_count(steps) - 1))])
 
 
+Drive = Callable[
+    [ComfyMap, Callable[[Tensor], Tensor], Tensor, Callable[[int], Tensor]],
+    Tensor,
+]
+
+
 class NoiseOptimizationSampler(comfy.samplers.Sampler):
     """A sampler object for a guider whose run is a whole optimization.
 
-    `drive(noise_map, to_latent, z)` returns the x_T to hand on; `to_latent` maps an x_T to the
-    LATENT it stands for.
+    `drive(noise_map, to_latent, z, draw)` returns the x_T to hand on; `to_latent` maps an x_T to
+    the LATENT it stands for, `draw(seed)` gives the noises of the stock run with another seed.
+    `prepare(seed)` gives the starting noise that goes with one.
     """
 
     def __init__(
         self,
         eta: float,
         on_call: OnCall,
-        drive: Callable[[ComfyMap, Callable[[Tensor], Tensor], Tensor], Tensor],
+        drive: Drive,
+        prepare: Callable[[int], Tensor],
     ) -> None:
         self._eta = eta
         self._on_call = on_call
         self._drive = drive
+        self._prepare = prepare
 
     def sample(
         self,
@@ -209,8 +245,11 @@ class NoiseOptimizationSampler(comfy.samplers.Sampler):
         def to_latent(x: Tensor) -> Tensor:
             return model.process_latent_out(finish(x).to(torch.float32))
 
+        def draw(seed: int) -> Tensor:
+            return draw_noise(self._prepare(seed).to(noise), noise_map.steps, seed)
+
         z = draw_noise(normal_copies(noise), noise_map.steps, extra_args.get("seed") or 0)
-        return finish(self._drive(noise_map, to_latent, z))
+        return finish(self._drive(noise_map, to_latent, z, draw))
 
 
 def free_loaded_weights() -> None:
