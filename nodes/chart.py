@@ -38,8 +38,8 @@ class Panel:
     """One quantity over x. Values are in the axis' space (a log axis takes logarithms).
 
     `lines`: one an image, a value an x; `mean`: the bold one over them. `marks`: for every line
-    the position that is dotted. `bands`: (low, high, colour) behind; `guides`: dashed levels.
-    `low_note` stands at the axis' low end.
+    the position that is dotted. `thin`: lines in grey behind them. `bands`: (low, high, colour)
+    behind; `guides`: dashed levels. `low_note` stands at the axis' low end.
     """
 
     title: str
@@ -53,6 +53,7 @@ class Panel:
     low_note: Note | None = None
     bands: tuple[tuple[float, float, str], ...] = ()
     guides: tuple[float, ...] = ()
+    thin: tuple[tuple[float, ...], ...] = ()
     height: int = 124
 
 
@@ -162,6 +163,8 @@ def _plot(chart: Chart, panel: Panel, axis: Axis, pen: Pen, top: float) -> None:
             for x, value in zip(chart.x, values, strict=True)
         ]
 
+    for line in panel.thin:
+        _curve(pen, place(line), GREY, 1)
     if len(panel.lines) > 1:
         tint = _tint(panel.colour, 0.5 if len(panel.lines) <= 6 else 0.35)
         for line in panel.lines:

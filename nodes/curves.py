@@ -8,7 +8,7 @@ from string import ascii_lowercase
 
 from ..dno_core.objective import TermInfo
 from ..dno_core.trajectory import Record, Trajectory
-from ..dno_core.typicality import NULL_DRAWS, TYPICAL
+from ..dno_core.typicality import TYPICAL
 from .chart import (
     BLUE,
     BROWN,
@@ -24,8 +24,10 @@ from .chart import (
 )
 from .chart_axis import Axis, linear_axis, number
 
-FLOOR = 0.5 / NULL_DRAWS
-"""Where a percentile below the resolution of the null distribution is drawn."""
+RESOLVED = 0.001
+"""Quantiles of P(z) below this one rest on few simulated draws and are shown as one."""
+FLOOR = RESOLVED / 2
+"""Where such a quantile is drawn."""
 LISTED_CHANGES = 8
 TICK_ROOM = 20
 META_SHOWN = ("seed", "steps", "cfg", "scheduler", "denoise", "eta", "optimizer")
@@ -119,13 +121,15 @@ def _percentile_panel(trajectory: Trajectory) -> Panel:
     records = trajectory.records
     shares = tuple(zip(*(record.quantile for record in records), strict=True))
     lines = tuple(tuple(math.log10(max(q, FLOOR)) for q in line) for line in shares)
+    steps = [min(record.step_low, default=math.nan) for record in records]
+    worst = tuple(math.log10(max(q, FLOOR)) if q == q else q for q in steps)
     chosen = [shares[b][i] for b, i in enumerate(trajectory.best)]
     edge, bottom = math.log10(TYPICAL), math.log10(FLOOR) - 0.15
     ticks = (
         (0.0, "100 %"),
         (-1.0, "10 %"),
         (edge, f"{100 * TYPICAL:g} %"),
-        (math.log10(FLOOR), f"< {100 / NULL_DRAWS:g} %"),
+        (math.log10(FLOOR), f"< {100 * RESOLVED:g} %"),
     )
     gamma = records[-1].settings.gamma
     lowest = " (lowest)" if trajectory.batch > 1 else ""
@@ -139,13 +143,22 @@ def _percentile_panel(trajectory: Trajectory) -> Panel:
         colour=GREEN,
         marks=trajectory.best,
         notes=(
-            Note(f"regularizer, gamma {gamma:g}" if gamma else "no regularizer", colour=GREEN),
+            Note(f"regularizer, gamma {gamma:g}" if gamma else "no penalty", colour=GREEN),
             *(Note(_percent(min(v)) + lowest, label, _alarm(min(v))) for label, v in readings),
+            *_worst_step(steps[-1]),
         ),
         low_note=Note(f"unlikely noise: under {100 * TYPICAL:g} %", colour=ORANGE),
         bands=((edge, 0.12, GREEN_FILL), (bottom, edge, ORANGE_FILL)),
+        thin=(worst,),
         height=140,
     )
+
+
+def _worst_step(quantile: float) -> tuple[Note, ...]:
+    """What the thin grey line ended at, where steps were measured."""
+    if math.isnan(quantile):
+        return ()
+    return (Note(_percent(quantile), "worst step", _alarm(quantile)),)
 
 
 def _saturated_panel(trajectory: Trajectory) -> Panel:
@@ -218,7 +231,7 @@ def _alarm(quantile: float) -> str:
 
 
 def _percent(quantile: float) -> str:
-    return f"{100 * quantile:.1f} %" if quantile >= 1 / NULL_DRAWS else f"< {100 / NULL_DRAWS:g} %"
+    return f"{100 * quantile:.1f} %" if quantile >= RESOLVED else f"< {100 * RESOLVED:g} %"
 
 
 def _short(value: object) -> str:

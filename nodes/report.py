@@ -6,14 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..dno_core import NonFinite, Recorder, Trajectory
+from ..dno_core import NonFinite, Record, Recorder, Trajectory
 
 
 def summary(trajectory: Trajectory) -> dict[str, Any]:
     """The run in numbers (means over the batch), for the node's output and the demo's report.
 
     `reward_before` and `reward_after` are the first optimized term's score in iteration 0 and in
-    the best; `scores` holds both for every term.
+    the best; `scores` holds both for every term. `p_z_worst_step_percentile_after`: where the noise
+    of the least likely step stands among such steps of plain noise; None if it was not measured.
     """
     chosen = [trajectory.records[i] for i in trajectory.best]
     first = trajectory.records[0]
@@ -44,7 +45,9 @@ def summary(trajectory: Trajectory) -> dict[str, Any]:
         "p_z_after": mean([math.exp(record.log_p[b]) for b, record in enumerate(chosen)]),
         "p_z_percentile_before": 100 * mean(first.quantile),
         "p_z_percentile_after": mean([100 * r.quantile[b] for b, r in enumerate(chosen)]),
+        "p_z_worst_step_percentile_after": _worst_step(chosen),
         "stop_reason": trajectory.stop_reason,
+        "screened_seeds": list(trajectory.meta.get("screened_seeds", ())),
         "warnings": list(trajectory.warnings),
     }
 
@@ -62,10 +65,19 @@ def status_line(
     percentile = 100 * min(record.quantile)
     best = ", ".join(str(i) for i in sorted(set(recorder.best)))
     line = f"iteration {record.index}/{planned}  {scores}\nP(z) percentile {percentile:.1f} %"
+    if record.step_low:
+        line += f"  worst step {100 * min(record.step_low):.1f} %"
     line += f"  burnt out {100 * max(record.saturated):.0f} %  best: {best}"
     if seconds_left is not None and record.index < planned:
         line += f"  about {seconds_left:.0f} s left"
     return "\n".join([line, *(f"WARNING: {warning}" for warning in warnings)])
+
+
+def _worst_step(chosen: Sequence[Record]) -> float | None:
+    """Mean percentile over the images: `chosen[b]` is the record that image b takes."""
+    if not all(record.step_low for record in chosen):
+        return None
+    return sum(100 * record.step_low[b] for b, record in enumerate(chosen)) / len(chosen)
 
 
 def failure_line(error: BaseException, index: int) -> str:

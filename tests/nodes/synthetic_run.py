@@ -30,12 +30,13 @@ def synthetic_run(
     score: Callable[[int, int, int], float] = lambda k, b, i: 0.1 * i,
     quantile: Callable[[int, int], float] = lambda b, i: 0.5,
     saturated: Callable[[int, int], float] = lambda b, i: 0.01,
+    step_low: Callable[[int, int], float] | None = None,
     settings: Callable[[int], Settings] | None = None,
     start: int = 0,
     reason: str = "all iterations done",
     warnings: Sequence[str] = (),
 ) -> Trajectory:
-    """`score` of (term, image, iteration); `quantile`, `saturated` of (image, iteration).
+    """`score` of (term, image, iteration); the other three of (image, iteration).
 
     Iteration i of image b is a uniform image of value (16 i + b) / 255 and a latent of i + b / 100.
     """
@@ -46,6 +47,9 @@ def synthetic_run(
         place = torch.tensor([i + b / 100 for b in images]).view(-1, 1, 1, 1)
         scores = torch.tensor([[float(score(k, b, i)) for b in images] for k in range(len(terms))])
         share = torch.tensor([float(quantile(b, i)) for b in images])
+        worst = None
+        if step_low is not None:
+            worst = torch.tensor([float(step_low(b, i)) for b in images])
         chosen = settings(i) if settings else Settings(0.01, 1.0, weights_of(terms))
         iteration = Iteration(
             index=i,
@@ -55,7 +59,7 @@ def synthetic_run(
             scores=scores,
             objective=scores[0],
             saturated=torch.tensor([float(saturated(b, i)) for b in images]),
-            typicality=TypicalityReading(torch.zeros(batch), share),
+            typicality=TypicalityReading(torch.zeros(batch), share, step_low=worst),
             settings=chosen,
             update=None,
             seconds=2.0,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,8 +145,27 @@ def test_p_z_is_logarithmic_and_a_percentile_of_zero_stays_on_the_chart():
     run = synthetic_run(count=3, quantile=lambda b, i: [1.0, 0.1, 0.0][i])
     panel = next(p for p in curves.reward_curve(run).panels if p.title.startswith("P(z)"))
     assert panel.lines[0][:2] == pytest.approx((0.0, -1.0), abs=1e-6)
-    assert panel.axis.low < panel.lines[0][2] < math.log10(1 / 500)
-    assert panel.notes[-1].text == "< 0.2 %" and panel.notes[-1].colour == chart.ORANGE
+    assert panel.axis.low < panel.lines[0][2] < math.log10(1 / 1000)
+    assert panel.notes[-1].text == "< 0.1 %" and panel.notes[-1].colour == chart.ORANGE
+
+
+def test_the_worst_step_is_a_thin_line_where_it_was_measured():
+    run = synthetic_run(count=3, batch=2, step_low=lambda b, i: [1.0, 0.1, 0.004][i] + 0.1 * b)
+    panel = next(p for p in curves.reward_curve(run).panels if p.title.startswith("P(z)"))
+    assert panel.thin == (pytest.approx((0.0, -1.0, math.log10(0.004)), abs=1e-6),)
+    note = panel.notes[-1]
+    assert (note.label, note.text, note.colour) == ("worst step", "0.4 %", chart.ORANGE)
+    quiet = next(p for p in curves.reward_curve(synthetic_run()).panels if "P(z)" in p.title)
+    assert all(math.isnan(value) for value in quiet.thin[0])
+    assert all(note.label != "worst step" for note in quiet.notes)
+
+
+def test_the_worst_step_is_in_the_picture():
+    shown = curves.reward_curve(synthetic_run(step_low=lambda b, i: 0.05))
+    without = tuple(replace(panel, thin=()) for panel in shown.panels)
+    pictures = [chart.draw(c) for c in (shown, replace(shown, panels=without))]
+    assert pictures[0].size == pictures[1].size
+    assert pictures[0].tobytes() != pictures[1].tobytes()
 
 
 def test_the_warning_zone_of_p_z_begins_where_noise_stops_being_typical():
