@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import comfy.model_management
@@ -13,22 +13,21 @@ from torch import Tensor
 
 from ..dno_core import (
     Backpropagation,
+    Iteration,
     NonFinite,
     PermutationRegularizer,
     Problem,
     Recorder,
-    Settings,
     Trajectory,
-    after_iterations,
-    after_seconds,
     first_reason,
+    lights_of_run,
     optimize,
     warning_lights,
-    weights_of,
 )
 from ..dno_core.continuation import require_same_shape
 from .comfy_bridge.loading import has_quantized_weights, is_out_of_memory
 from .comfy_bridge.progress import Progress
+from .pace import settings_of, stop_rules
 from .recovery import keep_cancelled
 from .report import failure_line, status_line
 from .request import Request, meta
@@ -40,6 +39,11 @@ CHECK_TOLERANCE = {torch.float64: 0.02, torch.float32: 0.05}
 HALF_TOLERANCE = 0.25
 """Relative error allowed between the gradient and its finite difference, by model precision."""
 
+UNCHECKED = (
+    "The gradient could not be checked: this picture changes too abruptly for a finite difference. "
+    "The run goes on."
+)
+
 
 def climb(
     request: Request,
@@ -47,27 +51,23 @@ def climb(
     z: Tensor,
     to_latent: Callable[[Tensor], Tensor],
     progress: Progress,
+    seeds: Sequence[int] = (),
 ) -> tuple[Trajectory, Tensor]:
+    """The run's trajectory and the last x_T. `seeds`: those that z was chosen from, if any were."""
     earlier = request.resume
     if earlier is not None:
         require_same_shape(earlier.last_noise, z)
         z = earlier.last_noise.to(z)
     regularizer = request.regularizer or PermutationRegularizer()
     infos = problem.infos
-    settings = Settings(
-        request.learning_rate, regularizer.gamma, weights_of(infos), request.gradient_clip
-    )
     folder = Path(folder_paths.get_temp_directory()) / "dno"
     recorder = Recorder(infos, request.memory_mb * 2**20, folder, continues=earlier)
     known = len(recorder.records)
-    rules = [after_iterations(request.iterations)]
-    if request.time_limit > 0:
-        limit = after_seconds(request.time_limit)
-        rules.append(lambda records: limit(records[known:]))  # of this run, not of the earlier
+    rules = stop_rules(request, infos, known)
     iterations = optimize(
         problem,
         z,
-        lambda index: settings,
+        settings_of(request, regularizer.gamma, infos),
         seed=request.seed,
         optimizer=request.optimizer,
         estimator=request.estimator or Backpropagation(),
@@ -76,7 +76,7 @@ def climb(
         start=0 if earlier is None else earlier.last,
         optimizer_state=None if earlier is None else earlier.optimizer_state,
     )
-    warnings: tuple[str, ...] = warning_lights(infos, recorder.records) if known else ()
+    failures: tuple[str, ...] = ()
     reason, final = "", z[0]
     try:
         for iteration in iterations:
@@ -84,15 +84,16 @@ def climb(
             recorder.add(iteration, to_latent(iteration.latent))
             warnings = warning_lights(infos, recorder.records)
             progress.show(recorder.images[-1])
-            progress.text(
-                status_line(recorder, request.iterations, progress.seconds_left, warnings)
-            )
-            if reason := first_reason(rules, recorder.records) or "":
+            reason = first_reason(rules, recorder.records) or ""
+            status = status_line(recorder, request.iterations, progress.seconds_left, warnings)
+            progress.text("\n".join([status, *_remarks(iteration, reason)]))
+            if reason:
                 break
     except comfy.model_management.InterruptProcessingException:
         try:
             if recorder.records:
-                cancelled = recorder.finish("cancelled", warnings, meta(request))
+                lights = lights_of_run(infos, recorder.records)
+                cancelled = recorder.finish("cancelled", lights, meta(request, seeds))
                 keep_cancelled(cancelled, request.node_id)
         except Exception:
             log.exception("The best picture of the cancelled run could not be kept")
@@ -102,12 +103,22 @@ def climb(
         if not (survivable and recorder.records):
             raise
         reason = failure_line(error, len(recorder.records))
-        warnings = (*warnings, reason)
+        failures = (reason,)
         log.warning(reason)
         progress.text(f"WARNING: {reason}")
     finally:
         iterations.close()
-    return recorder.finish(reason, warnings, meta(request)), final
+    lights = lights_of_run(infos, recorder.records)
+    return recorder.finish(reason, (*lights, *failures), meta(request, seeds)), final
+
+
+def _remarks(iteration: Iteration, reason: str) -> list[str]:
+    """What there is to say of an iteration besides its numbers: lines for the node."""
+    remarks = []
+    if iteration.update is not None and iteration.update.inconclusive:
+        log.warning(UNCHECKED)
+        remarks.append(UNCHECKED)
+    return remarks + ([f"Ended: {reason}."] if reason else [])
 
 
 def _check_tolerance(request: Request) -> float | None:

@@ -11,6 +11,7 @@ from .demo_nodes import DemoModel
 from .regularizer_node import ProbabilityRegularizer
 from .reward_nodes import RewardLoader, RewardMix
 from .sampler_node import Sampler
+from .stop_node import StopRules
 from .trajectory_nodes import PickIteration, RewardCurve
 
 
@@ -25,6 +26,7 @@ class DNOExtension(ComfyExtension):
             RewardLoader,
             RewardMix,
             ProbabilityRegularizer,
+            StopRules,
             PickIteration,
             RewardCurve,
             DemoModel,

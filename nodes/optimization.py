@@ -27,6 +27,7 @@ from .comfy_bridge.sampling import (
 from .comfy_bridge.scope import NormalInputs, gradient_scope, normal_copies
 from .request import Request, Result
 from .resume import checks_gradient, is_done, require_same_run
+from .seeds import screened, starting_noise
 from .stock_run import stock_run
 
 
@@ -46,7 +47,7 @@ def run(request: Request) -> Result:
     Raises Unsupported, GradientMismatch or NonFinite before anything was won; later failures end
     the run with a warning and the best so far. A cancel always goes through.
     """
-    if request.iterations:
+    if request.iterations or screened(request):
         _require_climbable(request.terms)
     latent = _model_latent(request.model, request.latent)
     refuse_wrong_vae(request.model, request.vae)
@@ -54,7 +55,7 @@ def run(request: Request) -> Result:
     if len(sigmas) < 2:
         raise ValueError("With denoise 0 there is nothing to sample. Set denoise above 0.")
     require_same_run(request, latent)
-    if request.iterations == 0 and request.resume is None:
+    if request.iterations == 0 and request.resume is None and not screened(request):
         samples, trajectory = stock_run(request, latent, sigmas)
     else:
         trajectory = _resumed_or_begun(request, latent, sigmas)
@@ -127,29 +128,37 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
         model = run_model(request.model, companions)
         trajectories: list[Trajectory] = []
 
-        def drive(noise_map: ComfyMap, to_latent: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        def drive(
+            noise_map: ComfyMap,
+            to_latent: Callable[[Tensor], Tensor],
+            z: Tensor,
+            draw: Callable[[int], Tensor],
+        ) -> Tensor:
             calls = len(noise_map.steps)
             iterations = request.iterations - (request.resume.last if request.resume else 0)
             progress.plan(
-                planned_cost(calls, iterations, checks_gradient(request)),
+                planned_cost(calls, iterations, checks_gradient(request))
+                + screened(request) * calls * FORWARD_COST,
                 forecast_line(model, vae, z, iterations, calls),
             )
             decoder = BlockDecoder(vae, to_latent, progress.call)
             problem = _RunProblem(noise_map, decoder, request.terms)
-            trajectory, final = climb(request, problem, z, to_latent, progress)
+            z, seeds = starting_noise(request, problem, z, draw, progress)
+            trajectory, final = climb(request, problem, z, to_latent, progress, seeds)
             trajectories.append(trajectory)
             return final
 
         positive, negative = request.positive, request.negative
         latent = normal_copies(latent)
+
+        def prepare(seed: int) -> Tensor:
+            return comfy.sample.prepare_noise(latent, seed, request.latent.get("batch_index"))
+
         with guided(model, positive, negative, request.cfg, latent) as guider:
-            noise = comfy.sample.prepare_noise(
-                latent, request.seed, request.latent.get("batch_index")
-            )
             guider.sample(
-                noise,
+                prepare(request.seed),
                 latent,
-                NoiseOptimizationSampler(request.eta, progress.step, drive),
+                NoiseOptimizationSampler(request.eta, progress.step, drive, prepare),
                 normal_copies(sigmas),
                 denoise_mask=normal_copies(request.latent.get("noise_mask")),
                 disable_pbar=True,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ..dno_core import GradientEstimator, Regularizer, Term, Trajectory
+from ..dno_core import GradientEstimator, Regularizer, StopChoice, Term, Trajectory
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Request:
     check_gradient: bool = True
     time_limit: float = 0.0
     memory_mb: int = 512
+    stop: StopChoice | None = None
+    warmup: int = 0
+    decay: str = "constant"
+    screen_seeds: int = 1
     resume: Trajectory | None = None
     node_id: str | None = None
 
@@ -48,8 +53,9 @@ class Result:
     trajectory: Trajectory
 
 
-def meta(request: Request) -> dict[str, Any]:
-    """What a trajectory says of its run besides numbers."""
+def meta(request: Request, seeds: Sequence[int] = ()) -> dict[str, Any]:
+    """What a trajectory says of its run besides numbers. `seeds`: of every image, if screened."""
+    chosen = {"screened_seeds": list(seeds)} if seeds else {}
     earlier = request.resume.meta if request.resume else {}
     return {
         **earlier,
@@ -60,4 +66,5 @@ def meta(request: Request) -> dict[str, Any]:
         "denoise": request.denoise,
         "eta": request.eta,
         "optimizer": request.optimizer,
+        **chosen,
     }

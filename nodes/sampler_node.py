@@ -8,10 +8,11 @@ import comfy.samplers
 from comfy_api.latest import io, ui
 
 from ..dno_core import OPTIMIZERS
+from .added_inputs import added_inputs
 from .optimization import run
 from .report import summary
 from .request import Request
-from .types import CATEGORY, REGULARIZER, REWARD, TRAJECTORY
+from .types import CATEGORY, REGULARIZER, REWARD, STOP, TRAJECTORY
 
 
 class Sampler(io.ComfyNode):
@@ -29,7 +30,12 @@ class Sampler(io.ComfyNode):
             ),
             search_aliases=["direct noise optimization", "reward", "ksampler", "align", "dno"],
             hidden=[io.Hidden.unique_id],
-            inputs=[*_sampling_inputs(), *_optimization_inputs(), *_advanced_inputs()],
+            inputs=[
+                *_sampling_inputs(),
+                *_optimization_inputs(),
+                *_advanced_inputs(),
+                *added_inputs(),
+            ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The best iteration's latent."),
                 io.Image.Output(display_name="image", tooltip="The best iteration, decoded."),
@@ -151,6 +157,13 @@ def _optimization_inputs() -> list[Any]:
             tooltip="A run to go on with, from Load Trajectory or another DNO Sampler: same "
             "model, prompts, latent, reward and seed. iterations counts all of them, those "
             "already done included; time_limit counts only the new ones.",
+        ),
+        STOP.Input(
+            "stop",
+            optional=True,
+            tooltip="Stop Rules: ends the run early when P(z) leaves the typical range, a watched "
+            "reward falls, the climb stalls or a score is reached. Unconnected: it takes all "
+            "iterations.",
         ),
     ]
 

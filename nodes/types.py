@@ -7,4 +7,5 @@ from comfy_api.latest import io
 REWARD = io.Custom("DNO_REWARD")
 REGULARIZER = io.Custom("DNO_REGULARIZER")
 TRAJECTORY = io.Custom("DNO_TRAJECTORY")
+STOP = io.Custom("DNO_STOP")
 CATEGORY = "sampling/DNO"

@@ -32,6 +32,9 @@ WIDGETS = [
     "check_gradient",
     "time_limit",
     "memory_mb",
+    "warmup",
+    "decay",
+    "screen_seeds",
 ]
 """In this order saved workflows store their values: new widgets go to the end, none may move."""
 
@@ -88,7 +91,17 @@ def test_shared_inputs_take_ksamplers_values(sampler: Any) -> None:
 
 
 def test_widgets_are_only_ever_appended(sampler: Any) -> None:
-    sockets = {"MODEL", "CONDITIONING", "LATENT", "VAE", "DNO_REWARD", "DNO_REGULARIZER"}
+    sockets = {
+        "MODEL",
+        "CONDITIONING",
+        "LATENT",
+        "VAE",
+        "DNO_REWARD",
+        "DNO_REGULARIZER",
+        "DNO_STOP",
+        "DNO_TRAJECTORY",
+        "DNO_GRADIENT_ESTIMATOR",
+    }
     inputs = schema_inputs(sampler)
     widgets = [name for name, spec in inputs.items() if spec[0] not in sockets]
     assert widgets[: len(WIDGETS)] == WIDGETS
@@ -152,6 +165,7 @@ def graph(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNames
     import nodes
     from comfy_api.latest import io
 
+    from comfyui_dno.nodes import stop_node
     from comfyui_dno.nodes.comfy_bridge import progress
     from comfyui_dno.nodes.types import REWARD, TRAJECTORY
 
@@ -197,6 +211,7 @@ def graph(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNames
         "DNO_TestSource": Source,
         "DNO_TestSamplerSink": Sink,
         "DNO_Sampler": sampler,
+        "DNO_StopRules": stop_node.StopRules,
     }
     for name, node in ours.items():
         node.GET_SCHEMA()
@@ -212,7 +227,7 @@ def graph(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNames
         )
     )
 
-    def run(**widgets: Any) -> Any:
+    def run(more: dict[str, Any] | None = None, **widgets: Any) -> Any:
         links = ("model", "positive", "negative", "latent_image", "vae", "reward")
         values = {name: spec[1].get("default") for name, spec in schema_inputs(sampler).items()}
         values = {name: value for name, value in values.items() if value is not None}
@@ -220,6 +235,7 @@ def graph(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNames
         values |= {"learning_rate": 0.02, **widgets}
         values |= {name: ["1", index] for index, name in enumerate(links)}
         prompt = {
+            **(more or {}),
             "1": {"class_type": "DNO_TestSource", "inputs": {}},
             NODE_ID: {"class_type": "DNO_Sampler", "inputs": values},
             "3": {
@@ -360,6 +376,61 @@ def test_an_error_reaches_the_node_in_two_sentences(graph: Any) -> None:
     assert message.startswith("Every reward is only watched")
     assert message.count(". ") == 1
     assert found.status["execution_error"]["node_id"] == NODE_ID
+
+
+def test_widgets_that_came_later_need_not_be_in_an_api_workflow(sampler: Any) -> None:
+    assert {"warmup", "decay", "screen_seeds"} <= set(sampler.INPUT_TYPES()["optional"])
+
+
+def test_a_stop_rule_ends_the_run_and_its_reason_is_told(graph: Any) -> None:
+    rules = {"untypical": True, "watched_falls": True, "drop": 1.0, "plateau": 0}
+    rules |= {"target": True, "target_score": -1.0, "min_gain": 0.05, "patience": 1}
+    more = {"9": {"class_type": "DNO_StopRules", "inputs": rules}}
+    found = graph.run(more, stop=["9", 0], iterations=5)
+    assert "execution_success" in found.status, found.status
+    assert len(found.outputs.trajectory.records) == 1
+    (numbers,) = ui_of(found.server)["dno"]
+    assert numbers["stop_reason"] == "'brightness' has reached its target of -1"
+    last = found.server.texts[-1][0]
+    assert last.endswith("Ended: 'brightness' has reached its target of -1.")
+
+
+def test_the_reason_is_told_too_when_all_iterations_are_done(graph: Any) -> None:
+    assert graph.run().server.texts[-1][0].endswith("Ended: all 2 iterations done.")
+
+
+def test_screening_shows_its_seeds_moves_the_bar_and_tells_what_it_chose(graph: Any) -> None:
+    found = graph.run(screen_seeds=4, check_gradient=False)
+    texts = [text for text, *_ in found.server.texts]
+    told = [text for text in texts if text.startswith("screening")]
+    assert told == [f"screening seed {i}/4" for i in (1, 2, 3, 4)]
+    assert texts.index(told[-1]) < next(i for i, t in enumerate(texts) if t.startswith("iteration"))
+    assert len([preview for _, _, preview, _ in found.bars if preview is not None]) == 4 + 3
+    value, total, *_ = found.bars[-1]
+    calls = 3
+    assert value == total == (4 + 3) * calls + 2 * 3 * calls
+    (numbers,) = ui_of(found.server)["dno"]
+    assert numbers["screened_seeds"] == found.outputs.trajectory.meta["screened_seeds"]
+    assert set(numbers["screened_seeds"]) <= {5, 6, 7, 8}
+    assert "screened_seeds" not in graph.run().outputs.trajectory.meta
+
+
+def test_the_learning_rate_follows_its_schedule(graph: Any) -> None:
+    trajectory = graph.run(iterations=4, warmup=1, decay="cosine").outputs.trajectory
+    rates = [record.settings.learning_rate for record in trajectory.records]
+    assert rates == pytest.approx([0.01, 0.02, 0.015, 0.005, 0.0])
+
+
+def test_a_check_without_a_verdict_is_told_once(
+    graph: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfyui_dno.dno_core import loop
+
+    monkeypatch.setattr(loop, "verify_gradient", lambda *_: 0.9)
+    texts = [text for text, *_ in graph.run().server.texts]
+    told = [text for text in texts if "could not be checked" in text]
+    assert len(told) == 1
+    assert told[0].startswith("iteration 1/2")
 
 
 def test_unconnected_the_papers_regularizer_runs_at_full_strength(graph: Any) -> None:
