@@ -12,7 +12,7 @@ from .added_inputs import added_inputs
 from .optimization import run
 from .report import summary
 from .request import Request
-from .types import CATEGORY, REGULARIZER, REWARD, STOP, TRAJECTORY
+from .types import CATEGORY, ESTIMATOR, REGULARIZER, REWARD, STOP, TRAJECTORY
 
 
 class Sampler(io.ComfyNode):
@@ -151,6 +151,12 @@ def _optimization_inputs() -> list[Any]:
             tooltip="Keeps the noise Gaussian, so that the picture stays one the model could "
             "draw. Unconnected: the paper's, at its recommended strength.",
         ),
+        ESTIMATOR.Input(
+            "estimator",
+            optional=True,
+            tooltip="ZO Gradient Estimator: how the way up is found. Unconnected: auto, the "
+            "gradient for rewards that have one and probes for those that have none.",
+        ),
         TRAJECTORY.Input(
             "resume",
             optional=True,
@@ -177,7 +183,7 @@ def _advanced_inputs() -> list[Any]:
             advanced=True,
             tooltip="adam needs little tuning. sgd (Nesterov, momentum 0.9) follows the "
             "gradient's size; its learning rate is some 100 times higher. unit: every step has the "
-            "length of the learning rate, 1 to 8.",
+            "length of the learning rate, 0.5 to 4.",
         ),
         io.Float.Input(
             "gradient_clip",

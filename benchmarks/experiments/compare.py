@@ -16,6 +16,11 @@ RESAMPLES = 10_000
 DETECTABLE = 1.96 + 0.84
 """Standard errors of an effect that a two-sided test at 5 % finds with a power of 80 %."""
 
+FEWEST_PROMPTS = 6
+
+SLACK = 1.01
+"""What a budget may be passed by: methods that buy picture by picture cannot stop on the dot."""
+
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -32,8 +37,8 @@ class Effect:
 
     @property
     def sure(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves out zero, and comes from prompts enough to mean anything."""
+        return self.prompts >= FEWEST_PROMPTS and (self.low > 0 or self.high < 0)
 
 
 Measure = Callable[[Curve, Curve], float]
@@ -109,13 +114,13 @@ def reward_at_equal_cost(a: Curve, b: Curve) -> float:
 
 
 def best_within(curve: Curve, budget: float) -> float:
-    """The highest objective among typical iterations that cost at most `budget`."""
+    """The highest objective among typical iterations that cost at most `budget`, within 1 %."""
     reached = [
         value
         for index, (value, cost, quantile) in enumerate(
             zip(curve.objective, curve.cost, curve.quantile, strict=True)
         )
-        if index == 0 or (cost <= budget * (1 + 1e-9) and not quantile <= TYPICAL)
+        if index == 0 or (cost <= budget * SLACK and not quantile <= TYPICAL)
     ]
     return max(reached)
 

@@ -9,8 +9,8 @@ from .regularizer import GRID, PAPER
 
 GRIDS: dict[str, tuple[str, tuple[float, ...]]] = {
     "adam": ("Adam", GRID),
-    "sgd": ("SGD, Nesterov", (0.5, 1.5, 5.0, 15.0)),
-    "unit": ("unit-norm steps", (1.0, 2.0, 4.0, 8.0)),
+    "sgd": ("SGD, Nesterov", (0.15, 0.5, 1.5, 5.0)),
+    "unit": ("unit-norm steps", (0.5, 1.0, 2.0, 4.0)),
 }
 LONG = 50
 FEW = 8

@@ -19,7 +19,10 @@ PANELS = (
 
 
 def draw(results: Results, path: Path) -> None:
-    """A row of panels a figure of the experiment; means over the cases that its arms share."""
+    """A row of panels a figure of the experiment; means over the cases that its arms share.
+
+    For results that hold an arm of a figure at least.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -30,8 +33,6 @@ def draw(results: Results, path: Path) -> None:
         for figure in results.experiment.figures
     ]
     figures = [(figure, arms) for figure, arms in figures if arms]
-    if not figures:
-        return
     size = (4.2 * len(PANELS), 3.6 * len(figures))
     canvas, axes = pyplot.subplots(len(figures), len(PANELS), figsize=size, squeeze=False)
     for row, (figure, arms) in zip(axes, figures, strict=True):

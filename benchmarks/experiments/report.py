@@ -41,9 +41,12 @@ class Places:
 def write_report(results: Results, places: Places) -> None:
     """Write what there is; a page keeps all text that stands outside of the markers."""
     name = results.experiment.name
+    if not results.curves:
+        return
     write_text(places.results / f"{name}.csv", summary_csv(results))
     write_text(places.results / f"{name}_curves.csv", curves_csv(results))
-    write_atomically(places.pages / f"{name}.png", lambda part: draw(results, part))
+    if any(arm in results.curves for figure in results.experiment.figures for arm in figure.arms):
+        write_atomically(places.pages / f"{name}.png", lambda part: draw(results, part))
     page = places.pages / f"{name}.md"
     old = page.read_text(encoding="utf-8") if page.is_file() else f"# {results.experiment.title}\n"
     write_text(page, with_generated(old, generated(results)))
@@ -97,6 +100,6 @@ def verdict(found: Effect) -> str:
     if math.isnan(found.mean):
         return "Nothing to compare."
     if not found.sure:
-        return "The interval holds 0: no difference was shown."
+        return "No difference was shown: the interval holds 0 (or the prompts are too few)."
     side = "higher" if found.mean > 0 else "lower"
     return f"The interval leaves out 0: the judge's score is {side} at the 5 % level."

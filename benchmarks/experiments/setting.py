@@ -88,7 +88,7 @@ class Lab:
         found: list[Found] = []
         seeds = [case.seed for case in cases]
 
-        def drive(noise_map: Any, to_latent: Callable[[Tensor], Tensor], _: Tensor) -> Tensor:
+        def drive(noise_map: Any, to_latent: Callable[[Tensor], Tensor], *_: Any) -> Tensor:
             costs = Costs(len(cases))
             decoder = BlockDecoder(self.vae, to_latent, lambda: None)
             counted = CountingMap(noise_map, costs), CountingDecoder(decoder, costs)
@@ -107,7 +107,7 @@ class Lab:
                 guider.sample(
                     torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)),
                     latent,
-                    NoiseOptimizationSampler(eta, lambda cost: None, drive),
+                    NoiseOptimizationSampler(eta, lambda cost: None, drive, starting_noise),
                     self.sigmas(steps, eta),
                     disable_pbar=True,
                     seed=0,
@@ -133,13 +133,15 @@ class Lab:
 
 def draw(seeds: Sequence[int], steps: Any) -> Tensor:
     """Noise [N,B,C,h,w]: for every image what the stock sampler draws for its seed alone."""
-    import comfy.sample
-
     from comfyui_dno.nodes.comfy_bridge.sampling import draw_noise
 
-    alone = torch.zeros(1, *LATENT)
-    drawn = [draw_noise(comfy.sample.prepare_noise(alone, s), steps, s) for s in seeds]
-    return torch.cat(drawn, dim=1)
+    return torch.cat([draw_noise(starting_noise(seed), steps, seed) for seed in seeds], dim=1)
+
+
+def starting_noise(seed: int) -> Tensor:
+    import comfy.sample
+
+    return comfy.sample.prepare_noise(torch.zeros(1, *LATENT), seed)
 
 
 def climbed(reward: str, cases: Sequence[Case], **options: Any) -> tuple[Term, ...]:
