@@ -12,6 +12,7 @@ from .regularizer_node import ProbabilityRegularizer
 from .reward_nodes import RewardLoader, RewardMix
 from .sampler_node import Sampler
 from .stop_node import StopRules
+from .trajectory_file_nodes import LoadTrajectory, SaveTrajectory
 from .trajectory_nodes import PickIteration, RewardCurve
 
 
@@ -29,5 +30,7 @@ class DNOExtension(ComfyExtension):
             StopRules,
             PickIteration,
             RewardCurve,
+            SaveTrajectory,
+            LoadTrajectory,
             DemoModel,
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dno_core.continuation import NotTheSameRun, require_same_shape, require_same_terms
+from ..dno_core.optimizers import STATE
 from .request import Request, meta
 
 FIXED = ("seed", "steps", "cfg", "scheduler", "denoise", "eta", "optimizer")
@@ -40,6 +41,11 @@ def require_same_run(request: Request, latent: Tensor) -> None:
                 f"The run to resume was begun with {name} {earlier.meta[name]} and the widget "
                 f"says {now[name]}. {_remedy(name, earlier.meta[name])}"
             )
+    if earlier.last > 0 and set(earlier.optimizer_state) != set(STATE[request.optimizer]):
+        raise NotTheSameRun(
+            f"The run to resume holds no moments of {request.optimizer}, so it cannot go on as it "
+            "was. Choose another file, or disconnect resume to begin a new run."
+        )
     require_same_terms(earlier.terms, tuple(term.info for term in request.terms))
     if not getattr(latent, "is_nested", False):
         noise = earlier.last_noise
