@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -40,7 +42,7 @@ class Units:
         self._pool: ProcessPoolExecutor | None = None
         if workers > 1:
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(workers, spawn, _start, self._start)
+            self._pool = ProcessPoolExecutor(workers, spawn, _start_worker, self._start)
 
     def __enter__(self) -> Units:
         return self
@@ -94,6 +96,19 @@ def describe(unit: Unit) -> str:
     settings = {**recipe.options, "eta": recipe.eta, "reward": recipe.reward, "knob": unit.knob}
     text = json.dumps(settings).replace('"', "").strip("{}")
     return f"{recipe.method} {text}, {len(unit.cases)} cases"
+
+
+def _start_worker(folder: Path, plain_samples: int) -> None:
+    """As `_start`, in a process that ends with the command, however that is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    _start(folder, plain_samples)
 
 
 def _start(folder: Path, plain_samples: int) -> None:
