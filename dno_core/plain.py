@@ -72,7 +72,7 @@ def _built(kind: Any, data: Any, where: str) -> Any:
         return tuple(_built(inner[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     if origin is dict and isinstance(data, dict):
         return {key: _anything(item) for key, item in data.items()}
-    if kind is float and type(data) in (int, float):
+    if kind is float and (type(data) is float or type(data) is int and abs(data) <= 2**53):
         return float(data)
     if kind in (int, str, bool) and type(data) is kind:
         return data
@@ -96,8 +96,8 @@ def _dataclass(kind: Any, data: Any, where: str) -> Any:
 
 
 def _number(data: Any) -> Any:
-    if isinstance(data, dict) and set(data) == {"float"} and data["float"] in NON_FINITE:
-        return NON_FINITE[data["float"]]
+    if isinstance(data, dict) and set(data) == {"float"} and isinstance(data["float"], str):
+        return NON_FINITE.get(data["float"], data)
     return data
 
 

@@ -12,19 +12,17 @@ anything and checks everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .atomic import Entry, stacked, whole, write_safetensors
 from .frames import DEFAULT_BYTE_CAP, Frames
-from .objective import TermInfo
 from .plain import Unfit, from_json, to_json
-from .trajectory import Record, Trajectory
+from .trajectory import Trajectory
+from .trajectory_checks import Run, read_frames, read_noise, read_state, require_consistent
 
 FORMAT, VERSION = "dno-trajectory", 1
 SUFFIX = ".dno.safetensors"
@@ -34,19 +32,6 @@ class TrajectoryFileError(ValueError):
     """A file that could not be written, or that holds no whole trajectory. It is left alone."""
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What of a trajectory is no tensor."""
-
-    terms: tuple[TermInfo, ...]
-    records: tuple[Record, ...]
-    best: tuple[int, ...]
-    best_noise_at: tuple[int, ...]
-    stop_reason: str
-    warnings: tuple[str, ...]
-    meta: dict[str, Any] = field(default_factory=dict)
-
-
 def save_trajectory(trajectory: Trajectory, path: Path) -> None:
     """Write the run to `path`, whole or not at all; one frame at a time is read and written.
 
@@ -54,7 +39,7 @@ def save_trajectory(trajectory: Trajectory, path: Path) -> None:
     writable (an older file of that name is then untouched), and FileNotFoundError for a frame
     whose temporary file is gone.
     """
-    run = _Run(**{name.name: getattr(trajectory, name.name) for name in fields(_Run)})
+    run = Run(**{name.name: getattr(trajectory, name.name) for name in fields(Run)})
     count = len(trajectory.records)
     text = torch.frombuffer(bytearray(to_json(run)), dtype=torch.uint8)
     entries = [
@@ -139,115 +124,28 @@ def _read(file: Any, byte_cap: int, folder: Path | None) -> Trajectory:
     text = file.get_tensor("run")
     if text.dtype != torch.uint8 or text.ndim != 1:
         raise Unfit("its 'run' is no text")
-    run: _Run = from_json(_Run, text.numpy().tobytes())
-    _require_consistent(run)
+    run: Run = from_json(Run, text.numpy().tobytes())
+    require_consistent(run)
     count, batch = len(run.records), len(run.best)
-    last_noise = _noise(file, "last_noise", batch)
-    best_noise = _noise(file, "best_noise", batch)
+    last_noise = read_noise(file, "last_noise", batch)
+    best_noise = read_noise(file, "best_noise", batch)
     if best_noise.shape != last_noise.shape:
         raise Unfit("its two noises have different shapes")
     state = {
-        name.removeprefix("optimizer."): _state(file, name, last_noise)
+        name.removeprefix("optimizer."): read_state(file, name, last_noise)
         for name in sorted(state_names)
     }
     latents = Frames(byte_cap // 4, folder)
-    for frame in _checked_frames(file, "latents", count, batch, floating=True):
+    for frame in read_frames(file, "latents", count, batch, floating=True):
         latents.append(frame)
     images = Frames(byte_cap - byte_cap // 4, folder)
-    for frame in _checked_frames(file, "images", count, batch, floating=False):
+    for frame in read_frames(file, "images", count, batch, floating=False):
         images.append(frame)
     return Trajectory(
-        **{name.name: getattr(run, name.name) for name in fields(_Run)},
+        **{name.name: getattr(run, name.name) for name in fields(Run)},
         latents=latents,
         images=images,
         best_noise=best_noise,
         last_noise=last_noise,
         optimizer_state=state,
     )
-
-
-def _require_consistent(run: _Run) -> None:
-    terms, batch, count = len(run.terms), len(run.best), len(run.records)
-    if not (terms and batch and count and len(run.best_noise_at) == batch):
-        raise Unfit("it holds no run: its terms, records or images are empty")
-    for term in run.terms:
-        if not (term.scale > 0 and term.scale < float("inf")):
-            raise Unfit(f"the scale of '{term.name}' is {term.scale}")
-    if not all(0 <= place < count for place in (*run.best, *run.best_noise_at)):
-        raise Unfit(f"its best iteration is none of its {count}")
-    for place, record in enumerate(run.records):
-        where = f"record {place}"
-        if record.index != run.records[0].index + place or record.index < 0:
-            raise Unfit(f"{where} says it is iteration {record.index}")
-        if len(record.scores) != terms or len(record.settings.weights) != terms:
-            raise Unfit(f"{where} has not one score and one weight for each of {terms} rewards")
-        for item in fields(Record):
-            value = getattr(record, item.name)
-            if value != () or item.default is MISSING:  # () stands for what was not measured
-                _require_rows(value, batch, f"{item.name} of {where}")
-        if any(value != value for value in _numbers(record)):
-            raise Unfit(f"{where} holds NaN")
-        if not all(abs(value) < float("inf") for row in record.scores for value in row):
-            raise Unfit(f"a score of {where} is infinite")
-
-
-def _require_rows(value: Any, batch: int, where: str) -> None:
-    """A tuple has one number for every image; a tuple of tuples has such rows."""
-    if not isinstance(value, tuple):
-        return
-    if value and isinstance(value[0], tuple):
-        for row in value:
-            _require_rows(row, batch, where)
-    elif len(value) != batch:
-        raise Unfit(f"{where} has {len(value)} numbers for {batch} images")
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _numbers(item)
-    elif is_dataclass(value):
-        for item in fields(value):
-            yield from _numbers(getattr(value, item.name))
-
-
-def _noise(file: Any, name: str, batch: int) -> Tensor:
-    noise = file.get_tensor(name).clone()
-    if noise.ndim < 3 or noise.shape[1] != batch or noise.numel() == 0:
-        raise Unfit(f"'{name}' has shape {list(noise.shape)} for {batch} images")
-    return _finite(noise, name)
-
-
-def _state(file: Any, name: str, noise: Tensor) -> Tensor:
-    state = file.get_tensor(name).clone()
-    if state.ndim and state.shape != noise.shape:
-        raise Unfit(f"'{name}' has shape {list(state.shape)} for noise {list(noise.shape)}")
-    return _finite(state, name)
-
-
-def _checked_frames(
-    file: Any, name: str, count: int, batch: int, *, floating: bool
-) -> Iterator[Tensor]:
-    """The frames one by one. Images: uint8 [B,H,W,3]; latents: finite floats [B,C,...]."""
-    frames = file.get_slice(name)
-    shape = frames.get_shape()
-    right = len(shape) >= 3 and tuple(shape[:2]) == (count, batch) and 0 not in shape
-    if not right or (not floating and (len(shape) != 5 or shape[-1] != 3)):
-        raise Unfit(f"'{name}' has shape {shape} for {count} iterations of {batch} images")
-    for index in range(count):
-        frame = frames[index : index + 1][0]
-        if floating:
-            _finite(frame, name)
-        elif frame.dtype != torch.uint8:
-            raise Unfit(f"'{name}' holds {frame.dtype}")
-        yield frame
-
-
-def _finite(values: Tensor, name: str) -> Tensor:
-    if not values.is_floating_point():
-        raise Unfit(f"'{name}' holds {values.dtype}")
-    if not bool(torch.isfinite(values).all()):
-        raise Unfit(f"'{name}' holds NaN or infinity")
-    return values

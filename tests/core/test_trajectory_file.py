@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -362,6 +363,35 @@ def test_a_file_that_was_cut_is_refused(share: float, tmp_path: Path) -> None:
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * share)])
     assert "cut short" in refusal(file)
+
+
+def test_changed_bytes_end_in_an_error_that_names_the_file_or_in_a_run(tmp_path: Path) -> None:
+    """Header, JSON and data in turn; anything but the one error would be a hole."""
+    file = tmp_path / "changed.dno.safetensors"
+    save_trajectory(recorded(2), file)
+    good = file.read_bytes()
+    header, text = 8 + int.from_bytes(good[:8], "little"), good.rfind(b'{"terms"')
+    dice, refused = random.Random(1), 0
+    for place in 150 * [(0, 8), (8, header), (text, len(good)), (header, text)]:
+        changed = bytearray(good)
+        changed[dice.randrange(*place)] = dice.choice(b'0123456789"{}[],-.eN\x00\xff')
+        file.write_bytes(changed)
+        try:
+            assert load_trajectory(file).batch == 2
+        except TrajectoryFileError as error:
+            assert file.name in str(error)
+            refused += 1
+    assert refused > 300
+
+
+@pytest.mark.parametrize(
+    "text", ['{"float": []}', '{"float": "1"}', "1e999", "9" * 400, "-9007199254740993", "[1.0]"]
+)
+def test_odd_numbers_are_no_floats_and_no_crash(text: str) -> None:
+    try:
+        assert from_json(float, text.encode()) == math.inf and text == "1e999"
+    except ValueError as error:
+        assert "run is" in str(error)
 
 
 def test_a_picture_is_no_run(tmp_path: Path) -> None:
