@@ -136,9 +136,10 @@ def probe_images(problem: Problem, points: Iterable[Tensor], wanted: int) -> Ite
         room = room or _room(problem, first, wanted)
         chunk = [first, *itertools.islice(pending, room - 1)]
         while chunk:
-            images = _render(problem, chunk[:room])
+            tried = chunk[:room]
+            images = _render(problem, tried)
             if images is None:
-                room = (room + 1) // 2
+                room = (len(tried) + 1) // 2
                 continue
             chunk = chunk[room:]
             yield from images.split(batch)

@@ -8,7 +8,8 @@ Tang et al. (ICML 2025), section 4.3. With xi_j ~ N(0, I), scale mu and x = M(z)
 
 J is the Jacobian of M. Antithetic probes come in pairs z + mu xi, z - mu xi and replace every
 difference by the central one, half of that between the two: what is even in xi, the curvature
-first of all, cancels.
+first of all, cancels. Where the objective is nearly straight over a step of mu, one-sided probes
+see twice as many directions for the same cost and do better.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ from .objective import Term
 from .probes import BlackBox, black_box, directions, noise_differences
 from .problem import Evaluation, Problem
 
+Combination = Literal["least squares", "sum"]
 Scaling = Literal["fit", "unit"]
+
+RIDGE = 0.1
+"""Share of a probe's mean square that its own noise is held to be, in the least squares."""
 
 
 def every_term(term: Term) -> bool:
@@ -43,9 +48,9 @@ class Probing:
     is not above 0.
     """
 
-    probes: int = 4
-    scale: float = 0.01
-    antithetic: bool = True
+    probes: int = 8
+    scale: float = 0.1
+    antithetic: bool = False
     probe_batch: int = 0
 
     def __post_init__(self) -> None:
@@ -79,6 +84,7 @@ class ZoSgd(Probing):
     a . z (1 / s - 1) of one-sided probes has mean zero against xi, and cancels in pairs.
     """
 
+    probes: int = 64
     gaussian: bool = True
 
     def runs(self, terms: Sequence[Term]) -> int:
@@ -120,8 +126,9 @@ class Hybrid1(Probing):
     burnt-out pixel; p_i is known, divided out, and the estimate is unbiased.
     """
 
-    probes: int = 16
+    probes: int = 64
     scale: float = 0.05
+    antithetic: bool = True  # noise makes most pictures worse: what is even in xi would drown it
 
     def runs(self, terms: Sequence[Term]) -> int:
         return 0
@@ -153,25 +160,34 @@ class Hybrid1(Probing):
 class Hybrid2(Probing):
     """Hybrid-2: every probe is an image that the model draws; the paper's best.
 
-    `scaling` says how long g_x is. "fit": d = sum_j dr_j dx_j is scaled by least squares so that
-    <g_x, dx_j> explains the dr_j best,
+    `combination` of what the probes showed, dr_j the objective's gain for the move dx_j:
+
+        "sum"              d = sum_j dr_j dx_j, the paper's
+        "least squares"    d = sum_j w_j dx_j,   w = (G + lambda mean_j G_jj I)^-1 dr
+
+    with G_jk = dx_j . dx_k and lambda = RIDGE.
+
+    The sum tends to K a for a reward of slope a, K the covariance of the moves: it overrates what
+    moves most anyway, such as the background's colour. Least squares takes K out again; it is the
+    sum as lambda grows. `scaling` says how long g_x is. "fit":
 
         g_x = c d,   c = sum_j dr_j <d, dx_j> / sum_j <d, dx_j>^2
 
-    so it is a gradient in the objective's own units: beside the regularizer's and those of other
-    terms its strength means what it says. "unit": norm 1 an image, the paper's. All probes'
-    images are kept until the end. `gaussian` as for ZO-SGD; the fit needs no correction for it.
+    explains the dr_j best, so it is a gradient in the objective's own units: beside the
+    regularizer's and those of other terms its strength means what it says. "unit": norm 1 an
+    image, the paper's. All probes' images are kept until the end. `gaussian` as for ZO-SGD; the
+    fit needs no correction for it.
     """
 
     gaussian: bool = True
+    combination: Combination = "least squares"
     scaling: Scaling = "fit"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scaling not in get_args(Scaling):
-            raise ValueError(
-                f"The scaling '{self.scaling}' is unknown. Use one of {get_args(Scaling)}."
-            )
+        for given, known in ((self.combination, Combination), (self.scaling, Scaling)):
+            if given not in get_args(known):
+                raise ValueError(f"'{given}' is unknown here. Use one of {get_args(known)}.")
 
     def runs(self, terms: Sequence[Term]) -> int:
         return self.evaluations
@@ -208,20 +224,25 @@ class Hybrid2(Probing):
             probe_batch=self.probe_batch,
         )
         gains, moves = zip(*((gain, move.flatten(1)) for _, gain, move in found), strict=True)
-        slope = image_slope(torch.stack(gains), torch.stack(moves), self.scaling)
+        slope = image_slope(torch.stack(gains), torch.stack(moves), self.combination, self.scaling)
         return slope.view_as(evaluation.image)
 
 
-def image_slope(gains: Tensor, moves: Tensor, scaling: Scaling) -> Tensor:
+def image_slope(gains: Tensor, moves: Tensor, combination: Combination, scaling: Scaling) -> Tensor:
     """Hybrid-2's g_x [B,P] from dr [q,B] and dx [q,B,P]; zero where nothing moved."""
-    gains = gains.to(moves)
-    direction = torch.einsum("qb,qbp->bp", gains, moves)
     tiny = torch.finfo(moves.dtype).tiny
+    shares = gains.to(moves)
+    if combination == "least squares":
+        gram = torch.einsum("qbp,rbp->bqr", moves, moves)
+        usual = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(tiny)[:, None, None]
+        ridge = RIDGE * torch.eye(len(moves), dtype=moves.dtype, device=moves.device)
+        shares = torch.linalg.solve(gram / usual + ridge, shares.T).T
+    direction = torch.einsum("qb,qbp->bp", shares, moves)
     direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(tiny)
     if scaling == "unit":
         return direction
     along = torch.einsum("bp,qbp->qb", direction, moves)
-    length = (gains * along).sum(0) / along.square().sum(0).clamp_min(tiny)
+    length = (gains.to(moves) * along).sum(0) / along.square().sum(0).clamp_min(tiny)
     return direction * length[:, None]
 
 

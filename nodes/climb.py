@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..dno_core import (
-    Backpropagation,
     Iteration,
     NonFinite,
     PermutationRegularizer,
@@ -70,7 +69,7 @@ def climb(
         settings_of(request, regularizer.gamma, infos),
         seed=request.seed,
         optimizer=request.optimizer,
-        estimator=request.estimator or Backpropagation(),
+        estimator=request.gradient_estimator,
         regularizer=regularizer,
         check_tolerance=_check_tolerance(request),
         start=0 if earlier is None else earlier.last,

@@ -8,6 +8,7 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from .demo_nodes import DemoModel
+from .estimator_node import ZOGradientEstimator
 from .regularizer_node import ProbabilityRegularizer
 from .reward_nodes import RewardLoader, RewardMix
 from .sampler_node import Sampler
@@ -27,6 +28,7 @@ class DNOExtension(ComfyExtension):
             RewardLoader,
             RewardMix,
             ProbabilityRegularizer,
+            ZOGradientEstimator,
             StopRules,
             PickIteration,
             RewardCurve,

@@ -10,7 +10,7 @@ import comfy.sample
 import comfy.samplers
 from torch import Tensor
 
-from ..dno_core import Problem, Term, Trajectory, require_gradients
+from ..dno_core import Backpropagation, Problem, Trajectory, require_gradients
 from .climb import climb
 from .comfy_bridge.decoding import BlockDecoder
 from .comfy_bridge.forecast import forecast_line
@@ -48,7 +48,7 @@ def run(request: Request) -> Result:
     the run with a warning and the best so far. A cancel always goes through.
     """
     if request.iterations or screened(request):
-        _require_climbable(request.terms)
+        _require_climbable(request)
     latent = _model_latent(request.model, request.latent)
     refuse_wrong_vae(request.model, request.vae)
     sigmas = _sigmas(request)
@@ -77,13 +77,14 @@ def _resumed_or_begun(request: Request, latent: Tensor, sigmas: Tensor) -> Traje
     return request.resume
 
 
-def _require_climbable(terms: tuple[Term, ...]) -> None:
-    if all(term.watch or not term.weight for term in terms):
+def _require_climbable(request: Request) -> None:
+    if all(term.watch or not term.weight for term in request.terms):
         raise ValueError(
             "Every reward is only watched, so nothing pulls the picture anywhere. "
             "Give one reward of the mix a weight and switch its 'watch only' off."
         )
-    require_gradients(terms)
+    if isinstance(request.gradient_estimator, Backpropagation):
+        require_gradients(request.terms)
 
 
 def _model_latent(model: Any, latent: dict[str, Any]) -> Tensor:
@@ -125,7 +126,8 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
     with gradient_scope():
         vae = run_vae(request.vae)
         companions = [vae.patcher, *reward_patchers(term.reward for term in request.terms)]
-        model = run_model(request.model, companions)
+        pulls = request.gradient_estimator.pulls(request.terms)
+        model = run_model(request.model, companions, with_graph=pulls)
         trajectories: list[Trajectory] = []
 
         def drive(
@@ -137,9 +139,8 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
             calls = len(noise_map.steps)
             iterations = request.iterations - (request.resume.last if request.resume else 0)
             progress.plan(
-                planned_cost(calls, iterations, checks_gradient(request))
-                + screened(request) * calls * FORWARD_COST,
-                forecast_line(model, vae, z, iterations, calls),
+                calls * planned_cost(request, iterations),
+                forecast_line(model, vae, z, iterations, calls, pulls),
             )
             decoder = BlockDecoder(vae, to_latent, progress.call)
             problem = _RunProblem(noise_map, decoder, request.terms)
@@ -167,8 +168,11 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
         return trajectories[0]
 
 
-def planned_cost(calls: int, iterations: int, check_gradient: bool) -> float:
-    """A run in plain denoiser calls: forwards, backwards and the gradient check."""
-    forward = (iterations + 1) * calls * FORWARD_COST
-    checks = 2 * calls * FORWARD_COST if check_gradient else 0
-    return forward + iterations * calls * BACKWARD_COST + checks
+def planned_cost(request: Request, iterations: int) -> float:
+    """A run in plain forward passes: screening, iterations, probes, sweeps, gradient check."""
+    estimator, terms = request.gradient_estimator, request.terms
+    probes = estimator.runs(terms) * FORWARD_COST
+    sweep = BACKWARD_COST if estimator.pulls(terms) else 0
+    checked = checks_gradient(request) and iterations > 0 and estimator.exact(terms)
+    once = screened(request) + 1 + (2 if checked else 0)
+    return once * FORWARD_COST + iterations * (FORWARD_COST + probes + sweep)

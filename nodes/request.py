@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..dno_core import GradientEstimator, Regularizer, StopChoice, Term, Trajectory
+from ..dno_core import Auto, GradientEstimator, Regularizer, StopChoice, Term, Trajectory
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Request:
     screen_seeds: int = 1
     resume: Trajectory | None = None
     node_id: str | None = None
+
+    @property
+    def gradient_estimator(self) -> GradientEstimator:
+        return self.estimator or Auto()
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,25 @@ MOMENTS = 8
 """Tensors of the noise's size alive at once: noise, gradient, regularizer, Adam's moments, best."""
 
 
-def forecast_bytes(model: Any, vae: Any, z: Tensor) -> int:
+def forecast_bytes(model: Any, vae: Any, z: Tensor, with_graph: bool = True) -> int:
     """Memory a run takes beside the weights, in bytes, by ComfyUI's own estimates.
 
-    The larger of one denoiser call's graph and one decode, plus the noise [N,B,C,H,W] and what
-    the optimizer keeps of its size, plus the latents of one forward run.
+    The larger of one denoiser call (its graph, if one is built) and one decode, plus the noise
+    [N,B,C,H,W] and what the optimizer keeps of its size, plus the latents of one forward run.
     """
     shape = list(z.shape[1:])
-    graph = GRAPH_ROOM * model.model.memory_required([2 * shape[0], *shape[1:]])
+    call = model.model.memory_required([2 * shape[0], *shape[1:]])
+    graph = GRAPH_ROOM * call if with_graph else call
     decode = vae.memory_used_decode([1, *shape[1:]], vae.vae_dtype)
     noise = z.numel() * 4
     return int(max(graph, decode) + (MOMENTS + 1) * noise)
 
 
-def forecast_line(model: Any, vae: Any, z: Tensor, iterations: int, calls: int) -> str:
+def forecast_line(
+    model: Any, vae: Any, z: Tensor, iterations: int, calls: int, with_graph: bool = True
+) -> str:
     """The forecast of memory and work as a line for the node."""
-    need = forecast_bytes(model, vae, z) / 2**30
+    need = forecast_bytes(model, vae, z, with_graph) / 2**30
     free = comfy.model_management.get_free_memory(model.load_device) / 2**30
     line = (
         f"forecast: {iterations} iterations of {calls} steps; about {need:.1f} GB beside the "

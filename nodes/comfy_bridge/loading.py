@@ -13,6 +13,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor, nn
 
+from ...dno_core import probes
 from .refusals import Unsupported
 
 GRAPH_ROOM = 4
@@ -20,20 +21,21 @@ GRAPH_ROOM = 4
 
 KEY = "dno"
 
-MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory")
 
-
-def run_model(model: Any, companions: Sequence[Any]) -> Any:
+def run_model(model: Any, companions: Sequence[Any], with_graph: bool = True) -> Any:
     """A clone of the MODEL, ready for gradients, that is loaded in one go with its companions.
+
+    Without `with_graph` it is loaded as for plain sampling, with no room for a graph.
 
     Weights that dynamic VRAM streams through reused buffers are replaced by a delegate with
     weights of its own. The input is not changed.
     """
     clone = non_dynamic(model, "model").clone()
     clone.set_additional_models(KEY, list(companions))
-    clone.add_wrapper_with_key(
-        comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, KEY, _with_room_for_graph
-    )
+    if with_graph:
+        clone.add_wrapper_with_key(
+            comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, KEY, _with_room_for_graph
+        )
     _fix_free_memory(clone)
     force_differentiable_attention(clone.model_options["transformer_options"])
     return clone
@@ -85,10 +87,8 @@ def has_quantized_weights(patcher: Any) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """In all the forms that it takes: torch's own, and those that drivers report."""
     management = comfy.model_management
-    if isinstance(error, MemoryError):
+    if probes.is_out_of_memory(error):
         return True
-    if isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_TEXTS):
-        return True  # Apple's backend and the CPU's allocator raise plain RuntimeErrors
     if hasattr(management, "is_oom"):
         return bool(management.is_oom(error))
     return isinstance(error, management.OOM_EXCEPTION)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from comfyui_dno import rewards
-from comfyui_dno.dno_core import Term
+from comfyui_dno.dno_core import Backpropagation, Term
 from comfyui_dno.rewards.base import PixelReward
 
 from . import tiny
@@ -133,7 +133,8 @@ def test_a_reward_of_the_wrong_shape_is_named(function: Any) -> None:
 
 def test_a_reward_without_a_gradient_is_named() -> None:
     reward = PixelReward("steps", "unit", 1.0, lambda x: x.flatten(1).mean(1), differentiable=False)
-    refused(request(terms=(Term(reward),)), "'steps' has no gradient")
+    asked = request(terms=(Term(reward),), estimator=Backpropagation())
+    refused(asked, "'steps' has no gradient to climb. Choose the estimator 'auto'")
 
 
 def test_a_reward_that_says_it_has_a_gradient_and_has_none_is_named() -> None:
