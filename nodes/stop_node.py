@@ -27,9 +27,9 @@ class StopRules(io.ComfyNode):
                 io.Boolean.Input(
                     "untypical",
                     default=DEFAULT.untypical,
-                    tooltip="Stop when P(z) has left the typical range: from there on the reward "
-                    "rises by cheating, and no such iteration is ever returned. Recommended on; "
-                    "off to watch it happen.",
+                    tooltip="Stop when P(z), of the whole noise or of a single step, has left "
+                    "the typical range: from there on the reward rises by cheating. Recommended "
+                    "on; off to watch it happen.",
                 ),
                 io.Boolean.Input(
                     "watched_falls",
@@ -90,8 +90,8 @@ class StopRules(io.ComfyNode):
                     max=1000,
                     advanced=True,
                     tooltip="How many iterations in a row untypical or watched_falls must hold. "
-                    "Raise it to let the noise come back, lower it to lose no time. Usually 1 "
-                    "to 5.",
+                    "Raise it to let the noise come back, lower it to lose no time. Short dips "
+                    "are common at high learning rates: usually 3 to 10.",
                 ),
             ],
             outputs=[

@@ -98,6 +98,22 @@ def test_the_climb_goes_on_from_the_winner() -> None:
     assert climbed.records[-1].scores[0] > plain.records[-1].scores[0]
 
 
+def test_a_screened_run_is_gone_on_with_and_not_screened_again() -> None:
+    from comfyui_dno.nodes import optimization
+
+    calls = Calls(tiny.sd_model(torch.float32), -1, interrupt)
+    shared = {"model": calls.model, "screen_seeds": COUNT, "check_gradient": False}
+    asked = request(iterations=4, time_limit=1e6, batch=2, **shared)
+    whole = optimization.run(asked).trajectory
+    first = optimization.run(dataclasses.replace(asked, iterations=2)).trajectory
+    calls.count = 0
+    resumed = optimization.run(dataclasses.replace(asked, resume=first)).trajectory
+    assert calls.count == CALLS * (3 + 2), "three passes forward, two back"
+    assert resumed.meta == whole.meta and len(whole.meta["screened_seeds"]) == 2
+    assert [r.scores for r in resumed.records] == [r.scores for r in whole.records]
+    assert torch.equal(resumed.last_noise, whole.last_noise)
+
+
 @pytest.mark.parametrize("call", [0, 1, CALLS + 1, 2 * CALLS])
 def test_a_cancel_acts_within_a_step_of_the_screening(call: int) -> None:
     import comfy.model_management as management

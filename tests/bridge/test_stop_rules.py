@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from comfyui_dno import rewards
@@ -58,3 +60,15 @@ def test_a_target_and_a_plateau_end_the_run() -> None:
     stalled = optimization.run(request(iterations=9, learning_rate=0.0, stop=still)).trajectory
     assert len(stalled.records) == 3
     assert stalled.stop_reason == "no gain above 0 in 2 iterations"
+
+
+def test_a_time_limit_counts_only_what_was_done_since_the_resume() -> None:
+    from comfyui_dno.nodes import optimization
+
+    asked = request(iterations=2)
+    first = optimization.run(asked).trajectory
+    spent = sum(record.seconds for record in first.records)
+    late = dataclasses.replace(asked, resume=first, iterations=4, time_limit=spent * 1e-6)
+    resumed = optimization.run(late).trajectory
+    assert len(resumed.records) == 4, "one new iteration, and then its time was up"
+    assert "spent" in resumed.stop_reason

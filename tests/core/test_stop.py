@@ -185,6 +185,14 @@ def test_untypical_noise_ends_the_run_and_the_best_typical_iteration_stays_the_b
     assert fires_at(when_untypical(quantile=0.45), run) == 1
 
 
+def test_one_steps_noise_may_leave_the_range_by_itself() -> None:
+    run = records([[i, i] for i in range(4)])
+    lows = [(0.5, 0.5), (0.0, 0.5), (0.5, 0.0), (0.01, 0.0)]
+    stepwise = [replace(record, step_low=low) for record, low in zip(run, lows, strict=True)]
+    assert fires_at(when_untypical(), run) is None
+    assert fires_at(when_untypical(), stepwise) == 3
+
+
 def test_patience_lets_the_noise_come_back() -> None:
     away = single(0.5, 0.0, 0.5, 0.0, 0.0, 0.5)
     run = records(single(*range(6)), quantiles=away)
@@ -289,7 +297,7 @@ def test_rules_are_combined_by_the_first_that_speaks() -> None:
 def test_a_choice_gives_the_rules_it_names() -> None:
     terms = [WAVE, JUDGE]
     run = records(single(0, 1, 2), single(1, 0, 0), quantiles=single(0.5, 0.5, 0.0))
-    off = StopChoice(untypical=False, watched_falls=False)
+    off = StopChoice(untypical=False, watched_falls=False, patience=1)
     assert off.rules(terms) == []
     assert fires_at(replace(off, untypical=True).rules(terms)[0], run) == 2
     assert fires_at(replace(off, watched_falls=True).rules(terms)[0], run) == 1

@@ -36,8 +36,8 @@ def test_by_default_it_is_what_the_core_recommends(node: Any) -> None:
 
 def test_the_widgets_reach_the_core(node: Any) -> None:
     changes = {"untypical": False, "watched_falls": False, "drop": 0.5, "plateau": 7}
-    changes |= {"min_gain": 0.1, "patience": 3}
-    assert chosen(node, **changes) == StopChoice(None, 7, 0.1, False, False, 0.5, 3)
+    changes |= {"min_gain": 0.1, "patience": 2}
+    assert chosen(node, **changes) == StopChoice(None, 7, 0.1, False, False, 0.5, 2)
 
 
 def test_a_target_score_counts_only_with_target_on(node: Any) -> None:
