@@ -144,16 +144,16 @@ class SegmentPermutations:
     def _pieces(self, length: int, generator: torch.Generator) -> list[int]:
         """The piece of every view, with 0 for permuted noise.
 
-        Two views in eight are of permuted noise, one of contiguous segments, the others of
-        pieces of a power of 2: always 1, the rest drawn (again, where there are few).
+        One view is of permuted noise, one of contiguous segments, the others of pieces of a
+        power of 2: always 1, the rest drawn (again, where there are few).
         """
         largest = max(1, length // LEAST_REPEATS)
         powers = [2**i for i in range(1, largest.bit_length())] or [1]
         drawn: list[int] = []
-        while len(drawn) < VIEWS - 4:
+        while len(drawn) < VIEWS - 3:
             order = torch.randperm(len(powers), generator=generator).tolist()
             drawn += [powers[i] for i in order]
-        return [0, length, 1, *drawn[: VIEWS - 4], 0]
+        return [0, length, 1, *drawn[: VIEWS - 3]]
 
 
 def _uniform_rows(count: int, segments: int, k: int, generator: torch.Generator) -> Tensor:
