@@ -25,14 +25,22 @@ from torch import Tensor
 
 from comfyui_dno.dno_core import (
     OPTIMIZERS,
+    GradientEstimator,
+    Hybrid1,
+    Hybrid2,
+    NormRegularizer,
     NotTheSameRun,
     PermutationRegularizer,
     Problem,
     Recorder,
+    Regularizer,
     Settings,
+    SpectralWhitening,
+    SphereProjection,
     Term,
     Trajectory,
     Typicality,
+    ZoSgd,
     load_trajectory,
     optimize,
     save_trajectory,
@@ -49,21 +57,22 @@ def climbed(
     problem: Problem | None = None,
     optimizer: str = "adam",
     settings: Callable[[int], Settings] = steady(0.1, gamma=0.5, weights=(1.0, 0.0)),  # noqa: B008
-    noise: Tensor | None = None,
+    estimator: GradientEstimator | None = None,
+    regularizer: Regularizer = PermutationRegularizer(permutations=4),  # noqa: B008
     **options: Any,
 ) -> Trajectory:
     """Up to iteration `last`, from the beginning or from where `earlier` ended."""
     problem = problem or small_problem(terms=TERMS)
     recorder = Recorder(problem.infos, continues=earlier, **options)
     begun = {} if earlier is None else {"start": earlier.last, "check_tolerance": None}
-    noise = small_noise() if noise is None else noise
     iterations = optimize(
         problem,
-        noise if earlier is None else earlier.last_noise,
+        small_noise() if earlier is None else earlier.last_noise,
         settings,
         seed=3,
         optimizer=optimizer,
-        regularizer=PermutationRegularizer(permutations=4),
+        estimator=estimator,
+        regularizer=regularizer,
         typicality=Typicality(permutations=5),
         optimizer_state=None if earlier is None else earlier.optimizer_state,
         **begun,
@@ -103,6 +112,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     assert_equal(climbed(6, part, optimizer=optimizer), whole)
     save_trajectory(part, tmp_path / "run")
     assert_equal(climbed(6, load_trajectory(tmp_path / "run"), optimizer=optimizer), whole)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"estimator": ZoSgd(probes=4)},
+        {"estimator": Hybrid1(probes=4)},
+        {"estimator": Hybrid2(probes=4)},
+        {"regularizer": PermutationRegularizer(permutations=4, family="uniform")},
+        {"regularizer": NormRegularizer()},
+        {"regularizer": SphereProjection()},
+        {"regularizer": SpectralWhitening(target="step", blocks=1)},
+        {"regularizer": SpectralWhitening(target="gradient", blocks=1)},
+    ],
+    ids=repr,
+)
+def test_so_it_does_with_every_estimator_and_regularizer(parts: dict[str, Any]) -> None:
+    assert_equal(climbed(4, climbed(2, **parts), **parts), climbed(4, **parts))
 
 
 def test_a_run_may_be_resumed_again_and_again() -> None:
