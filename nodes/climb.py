@@ -85,7 +85,7 @@ def climb(
             progress.show(recorder.images[-1])
             reason = first_reason(rules, recorder.records) or ""
             status = status_line(recorder, request.iterations, progress.seconds_left, warnings)
-            progress.text("\n".join([status, *_remarks(iteration, reason)]))
+            progress.text("\n".join([status, *_remarks(iteration, reason, seeds)]))
             if reason:
                 break
     except comfy.model_management.InterruptProcessingException:
@@ -111,12 +111,14 @@ def climb(
     return recorder.finish(reason, (*lights, *failures), meta(request, seeds)), final
 
 
-def _remarks(iteration: Iteration, reason: str) -> list[str]:
+def _remarks(iteration: Iteration, reason: str, seeds: Sequence[int]) -> list[str]:
     """What there is to say of an iteration besides its numbers: lines for the node."""
     remarks = []
     if iteration.update is not None and iteration.update.inconclusive:
         log.warning(UNCHECKED)
         remarks.append(UNCHECKED)
+    if reason and seeds:
+        remarks.append(f"Started from seed {', '.join(map(str, seeds))}.")
     return remarks + ([f"Ended: {reason}."] if reason else [])
 
 

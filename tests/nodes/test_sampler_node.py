@@ -412,6 +412,8 @@ def test_screening_shows_its_seeds_moves_the_bar_and_tells_what_it_chose(graph: 
     (numbers,) = ui_of(found.server)["dno"]
     assert numbers["screened_seeds"] == found.outputs.trajectory.meta["screened_seeds"]
     assert set(numbers["screened_seeds"]) <= {5, 6, 7, 8}
+    first, second = numbers["screened_seeds"]
+    assert f"Started from seed {first}, {second}." in texts[-1]
     assert "screened_seeds" not in graph.run().outputs.trajectory.meta
 
 
