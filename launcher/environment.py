@@ -26,7 +26,9 @@ RUN = (
     "requests", "safetensors", "scipy", "sentencepiece", "simpleeval", "spandrel", "SQLAlchemy",
     "tokenizers", "torchsde", "tqdm", "transformers", "yarl",
 )  # fmt: skip
-TEST = ("accelerate", "diffusers", "mypy", "pathspec", "playwright", "pytest", "ruff")
+TEST = (
+    "accelerate", "diffusers", "matplotlib", "mypy", "pathspec", "playwright", "pytest", "ruff",
+)  # fmt: skip
 KITCHEN = "comfy-kitchen"
 
 # Import names by which an environment that is not ours is judged complete.
@@ -34,7 +36,9 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "run": ("torch", "torchvision", "torchaudio", "torchsde", "aiohttp", "alembic", "av", "einops",
             "comfyui_frontend_package", "safetensors", "sqlalchemy", "transformers"),
 }  # fmt: skip
-NEEDED["test"] = (*NEEDED["run"], "diffusers", "mypy", "playwright", "pytest", "ruff", "setuptools")
+NEEDED["test"] = (
+    *NEEDED["run"], "diffusers", "matplotlib", "mypy", "playwright", "pytest", "ruff", "setuptools"
+)  # fmt: skip
 
 
 def venv_python() -> Path:
@@ -69,7 +73,7 @@ def prepare(group: str) -> Path:
     _install_kitchen()
     _install("ComfyUI's packages", RUN, 70)
     if group == "test":
-        _install("Test tools", TEST, 60)
+        _install("Test tools", TEST, 68)
     _repair_cpu_quirks()
     _check_imports(group)
     _stamp(group).write_text(_fingerprint(group), encoding="utf-8")

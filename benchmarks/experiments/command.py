@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--folder", type=Path, default=None, help="where the files go (default: this repository)"
     )
     given = parser.parse_args(arguments)
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("matplotlib is missing, which draws the plots. Install it with pip.")
     names = NAMES if given.name == "all" else (given.name,)
     if not given.quick:
         places = Places.under(given.folder or ROOT)

@@ -77,6 +77,11 @@ class Curve:
         typical = [i for i, q in enumerate(self.quantile) if i == 0 or not q <= TYPICAL]
         return max(typical, key=lambda i: self.objective[i])
 
+    def until(self, iteration: int) -> Curve:
+        """The same run, had it been stopped there."""
+        cut = {name: getattr(self, name)[: iteration + 1] for name in COLUMNS}
+        return Curve(self.prompt, self.seed, **cut)
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

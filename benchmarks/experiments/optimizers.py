@@ -6,6 +6,8 @@ from typing import Any
 
 from .plan import Arm, Contrast, Experiment, Figure, Recipe
 from .regularizer import GRID, PAPER
+from .running import Results
+from .tables import mean_of
 
 GRIDS: dict[str, tuple[str, tuple[float, ...]]] = {
     "adam": ("Adam", GRID),
@@ -13,6 +15,7 @@ GRIDS: dict[str, tuple[str, tuple[float, ...]]] = {
     "unit": ("unit-norm steps", (0.5, 1.0, 2.0, 4.0)),
 }
 LONG = 50
+PRESETS = {"Fast": 10, "Balanced": 20, "Strong": LONG}
 FEW = 8
 
 
@@ -40,6 +43,27 @@ def _arms() -> tuple[Arm, ...]:
     )
 
 
+def presets(results: Results) -> str:
+    """What the long runs had to return after as many iterations as a preset has."""
+    lines = [
+        "### Presets\n\nWhat DNO Sampler would return after so many iterations: reward and judge, "
+        "in their scales, over the picture one had.\n",
+        "| learning rate | " + " | ".join(f"{name}: {at}" for name, at in PRESETS.items()) + " |",
+        "|" + " --- |" * (1 + len(PRESETS)),
+    ]
+    for rate in GRID[:3]:
+        curves = results.curves.get(f"long_{rate:g}")
+        if curves is not None:
+            cells = []
+            for at in PRESETS.values():
+                cut = [curve.until(at) for curve in curves]
+                reward = mean_of(cut, lambda c: c.objective[c.returned] - c.objective[0])
+                judge = mean_of(cut, lambda c: c.judge[c.returned] - c.judge[0])
+                cells.append(f"reward {reward}, judge {judge}")
+            lines.append(f"| {rate:g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 EXPERIMENT = Experiment(
     name="optimizers",
     title="Optimizers of the noise and their learning rates",
@@ -53,4 +77,5 @@ EXPERIMENT = Experiment(
         Figure("Tuned, 15 iterations", tuple(GRIDS)),
         Figure("Adam, 50 iterations", tuple(f"long_{rate:g}" for rate in GRID[:3])),
     ),
+    extra=presets,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -76,6 +76,8 @@ class Experiment:
     arms: tuple[Arm, ...]
     contrasts: tuple[Contrast, ...]
     figures: tuple[Figure, ...]
+    extra: Callable[[Any], str] | None = None
+    """A section of the page that only this experiment has, from its `running.Results`."""
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)

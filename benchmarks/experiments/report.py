@@ -73,6 +73,7 @@ def generated(results: Results) -> str:
         "corrected for their number. Rewards and judge in their own scales, costs in "
         "forward-equivalents.\n\n" + contrasts_table(results),
         "### Arms on the test prompts\n\n" + arms_table(results),
+        results.experiment.extra(results) if results.experiment.extra else "",
         "### Trials on the development prompts\n\n" + trials_table(results),
     ]
     if results.missing:

@@ -82,21 +82,21 @@ def arms_table(results: Results) -> str:
             arm.label,
             f"{results.tuned[arm.name].knob:g}",
             str(len(curves)),
-            _mean(curves, lambda c: c.objective[0]),
-            _mean(curves, lambda c: c.objective[c.returned]),
-            _mean(curves, lambda c: c.judge[0]),
-            _mean(curves, lambda c: c.judge[c.returned]),
-            _mean(curves, lambda c: c.distance[c.returned]),
-            _mean(curves, lambda c: c.quantile[-1]),
-            _mean(curves, lambda c: c.step_low[-1]),
-            _mean(curves, lambda c: c.cost[-1], 0),
-            _mean(curves, lambda c: c.seconds[-1], 1),
+            mean_of(curves, lambda c: c.objective[0]),
+            mean_of(curves, lambda c: c.objective[c.returned]),
+            mean_of(curves, lambda c: c.judge[0]),
+            mean_of(curves, lambda c: c.judge[c.returned]),
+            mean_of(curves, lambda c: c.distance[c.returned]),
+            mean_of(curves, lambda c: c.quantile[-1]),
+            mean_of(curves, lambda c: c.step_low[-1]),
+            mean_of(curves, lambda c: c.cost[-1], 0),
+            mean_of(curves, lambda c: c.seconds[-1], 1),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _mean(curves: Sequence[Curve], of: Callable[[Curve], float], digits: int = 2) -> str:
+def mean_of(curves: Sequence[Curve], of: Callable[[Curve], float], digits: int = 2) -> str:
     values = [of(curve) for curve in curves]
     mean = sum(values) / len(values)
     return "-" if math.isnan(mean) else f"{mean:.{digits}f}"
