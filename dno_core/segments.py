@@ -159,7 +159,7 @@ class SegmentPermutations:
 def _uniform_rows(count: int, segments: int, k: int, generator: torch.Generator) -> Tensor:
     """int64 [count,g,k]: uniform permutations of the segments, in rows of k."""
     keys = torch.rand(count, segments, generator=generator)
-    return keys.argsort(1).view(count, -1, k)
+    return keys.argsort(1).view(count, segments // k, k)
 
 
 def _lagged_rows(count: int, segments: int, k: int, generator: torch.Generator) -> Tensor:
@@ -170,7 +170,7 @@ def _lagged_rows(count: int, segments: int, k: int, generator: torch.Generator) 
     coprime = torch.tensor([d for d in range(1, segments) if math.gcd(d, segments) == 1])
     distance = coprime[torch.randint(len(coprime), (count, 1), generator=generator)]
     first = torch.randint(segments, (count, 1), generator=generator)
-    rows = ((first + distance * torch.arange(segments)) % segments).view(count, -1, k)
+    rows = ((first + distance * torch.arange(segments)) % segments).view(count, segments // k, k)
     return rows.gather(2, torch.rand(rows.shape, generator=generator).argsort(2))
 
 
