@@ -12,14 +12,14 @@ from .setting import STEPS
 
 LOOKS = STEPS * FORWARD + DECODE
 BACK = STEPS * BACKWARD + DECODE_BACKWARD
-BUDGET_ITERATIONS = 24
+BUDGET_ITERATIONS = 20
 BUDGET = LOOKS + BUDGET_ITERATIONS * (LOOKS + BACK)
 """What so many iterations with the true gradient cost."""
 
-RATES = (0.015, 0.03, 0.06, 0.12)
-"""Higher than the gradient's: probes leave fewer iterations."""
-
 PROMPTS, TUNED_ON = 8, 3
+
+LONG, LONG_PROMPTS = 30, 4
+"""Iterations of one long climb, and what it is run on."""
 
 REWARDS = {"jpeg": "jpeg_compressibility", "clip": "clip_score"}
 REWARD_OPTIONS: dict[str, dict[str, Any]] = {"jpeg": {"quality": 95}, "clip": {}}
@@ -75,20 +75,24 @@ def _recipe(reward: str, estimator: Mapping[str, Any], iterations: int) -> Recip
     )
 
 
-def _arms(reward: str) -> tuple[Arm, ...]:
-    plain = Recipe(
+def _plain(reward: str, iterations: int) -> Recipe:
+    """Best of N for what so many iterations with the true gradient cost."""
+    return Recipe(
         "rivals.best_of_n",
         reward=REWARDS[reward],
         reward_options=REWARD_OPTIONS[reward],
-        iterations=BUDGET_ITERATIONS,
+        iterations=iterations,
     )
+
+
+def _arms(reward: str) -> tuple[Arm, ...]:
     return (
         *(
             Arm(
                 f"{reward}_{name}",
                 label,
                 _recipe(reward, estimator, iterations),
-                RATES,
+                GRID,
                 prompts=PROMPTS,
                 tuned_on=TUNED_ON,
             )
@@ -101,7 +105,13 @@ def _arms(reward: str) -> tuple[Arm, ...]:
             like=f"{reward}_hybrid_2",
             prompts=PROMPTS,
         ),
-        Arm(f"{reward}_best_of_n", "best of N", plain, (1.0,), prompts=PROMPTS),
+        Arm(
+            f"{reward}_best_of_n",
+            "best of N",
+            _plain(reward, BUDGET_ITERATIONS),
+            (1.0,),
+            prompts=PROMPTS,
+        ),
     )
 
 
@@ -113,6 +123,25 @@ def _contrasts(reward: str) -> tuple[Contrast, ...]:
         *(Contrast(f"{reward}_{name}", f"{reward}_best_of_n") for name in ("hybrid_1", "zo_sgd")),
     )
 
+
+LONG_ARMS = (
+    Arm(
+        "long_hybrid_2",
+        f"Hybrid-2, {LONG} iterations",
+        _recipe("jpeg", HYBRID_2, LONG),
+        like="jpeg_hybrid_2",
+        prompts=LONG_PROMPTS,
+        rank=1,
+    ),
+    Arm(
+        "long_best_of_n",
+        "best of N, as long",
+        _plain("jpeg", int(LONG * (LOOKS * (1 + PROBES) + BACK) / (LOOKS + BACK))),
+        (1.0,),
+        prompts=LONG_PROMPTS,
+        rank=1,
+    ),
+)
 
 GRADIENT = Arm(
     "clip_gradient",
@@ -126,19 +155,23 @@ GRADIENT = Arm(
 EXPERIMENT = Experiment(
     name="black_box",
     title="Rewards without a gradient: Hybrid-2, Hybrid-1, ZO-SGD",
-    arms=(*(arm for reward in REWARDS for arm in _arms(reward)), GRADIENT),
+    arms=(*(arm for reward in REWARDS for arm in _arms(reward)), GRADIENT, *LONG_ARMS),
     contrasts=(
         *(contrast for reward in REWARDS for contrast in _contrasts(reward)),
         *(Contrast(f"clip_{name}", "clip_gradient") for name in ("hybrid_2", "hybrid_1", "zo_sgd")),
+        Contrast("long_hybrid_2", "long_best_of_n"),
     ),
-    figures=tuple(
-        Figure(
-            TITLES[reward],
-            (
-                *(arm.name for arm in _arms(reward)),
-                *(("clip_gradient",) if reward == "clip" else ()),
-            ),
-        )
-        for reward in REWARDS
+    figures=(
+        *(
+            Figure(
+                TITLES[reward],
+                (
+                    *(arm.name for arm in _arms(reward)),
+                    *(("clip_gradient",) if reward == "clip" else ()),
+                ),
+            )
+            for reward in REWARDS
+        ),
+        Figure("JPEG size, a long run", tuple(arm.name for arm in LONG_ARMS)),
     ),
 )
