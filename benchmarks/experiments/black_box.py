@@ -29,7 +29,7 @@ PROBES = 8
 HYBRID_2: Mapping[str, Any] = {
     "class": "Hybrid2",
     "probes": PROBES,
-    "scale": 0.03,
+    "scale": 0.1,
     "antithetic": False,
     "gaussian": True,
     "combination": "least squares",
@@ -47,7 +47,7 @@ HYBRID_1: Mapping[str, Any] = {"class": "Hybrid1", "probes": 64, "scale": 0.05, 
 ZO_SGD: Mapping[str, Any] = {
     "class": "ZoSgd",
     "probes": PROBES,
-    "scale": 0.03,
+    "scale": 0.1,
     "antithetic": False,
     "gaussian": True,
 }
