@@ -52,10 +52,10 @@ ARMS = (
     ),
     _guided("universal", "universal guidance"),
     _guided("universal_4", "universal guidance, steps done 4 times", recurrence=4),
-    _guided("lgd_4", "LGD-MC, 4 draws", samples=4),
+    _guided("lgd_3", "LGD-MC, 3 draws", samples=3),
 )
 
-RIVALS = ("plain", "best_of_n", "neighbours", "reno", "universal", "universal_4", "lgd_4")
+RIVALS = ("plain", "best_of_n", "neighbours", "reno", "universal", "universal_4", "lgd_3")
 
 EXPERIMENT = Experiment(
     name="baselines",

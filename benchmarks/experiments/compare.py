@@ -18,7 +18,7 @@ DETECTABLE = 1.96 + 0.84
 
 FEWEST_PROMPTS = 6
 
-SLACK = 1.01
+SLACK = 1.02
 """What a budget may be passed by: methods that buy picture by picture cannot stop on the dot."""
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
@@ -114,7 +114,7 @@ def reward_at_equal_cost(a: Curve, b: Curve) -> float:
 
 
 def best_within(curve: Curve, budget: float) -> float:
-    """The highest objective among typical iterations that cost at most `budget`, within 1 %."""
+    """The highest objective among typical iterations that cost at most `budget`, within 2 %."""
     reached = [
         value
         for index, (value, cost, quantile) in enumerate(
