@@ -1,12 +1,15 @@
 """The toy of the DNO tutorial: particles on a 2-D ring climb a reward through their noise.
 
     python benchmarks/toy.py --seeds 5      the numbers of benchmarks/results/toy.json
+    python benchmarks/toy.py --method hybrid_2      those of toy_hybrid_2.json
     python benchmarks/toy.py --quick        fewer particles and one seed, about a minute
 
 Data: uniform on a ring of radius 0.8 to 1.2, 10,000 points. Denoiser: an MLP trained here. Sampler:
 the tutorial's own, complete renoising over 100 equal steps of the noise level 1 - a from 1 - 1e-5
-to 1e-5, 101 noises. Optimizer: Adam, learning rate 0.01, gradient clip 1, no regularizer. The
-published curve is that of the authors' own (unpublished) weights.
+to 1e-5, 101 noises. Optimizer: Adam, learning rate 0.01, no regularizer. Method: the gradient,
+clipped at norm 1; or Hybrid-2 as the tutorial has it (2 one-sided probes, mu 0.01, unit norm a
+particle, no clip), to which the reward is a black box. The published curves are those of the
+authors' own (unpublished) weights.
 """
 
 from __future__ import annotations
@@ -30,7 +33,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dno_core import (  # noqa: E402
+    Backpropagation,
     FunctionDecoder,
+    GradientEstimator,
+    Hybrid2,
     NoRegularizer,
     Problem,
     Settings,
@@ -41,7 +47,27 @@ from dno_core import (  # noqa: E402
 )
 from dno_core.sampler import Path as LatentPath  # noqa: E402
 
-PUBLISHED = {0: -0.325, 20: 1.000, 40: 1.231, 60: 1.385, 80: 1.487, 100: 1.552}
+PUBLISHED = {
+    "gradient": {0: -0.325, 20: 1.000, 40: 1.231, 60: 1.385, 80: 1.487, 100: 1.552},
+    "hybrid_2": {0: -0.306, 50: 0.828, 100: 0.899, 150: 0.974, 200: 1.031, 250: 1.080},
+}
+METHODS: dict[str, tuple[GradientEstimator, float]] = {
+    "gradient": (Backpropagation(), 1.0),
+    "hybrid_2": (
+        Hybrid2(
+            probes=2,
+            scale=0.01,
+            antithetic=False,
+            gaussian=False,
+            combination="sum",
+            scaling="unit",
+            probe_batch=2,
+        ),
+        0.0,
+    ),
+}
+"""The estimator and the largest gradient norm of a particle (0: no clip)."""
+
 RING_MEAN, RING_STD = -0.200, 1.048
 """Reward of the data itself (2,000,000 draws)."""
 
@@ -151,8 +177,11 @@ class RingReward:
         return waves - ((x - 1).square() - y.square()) / 5
 
 
-def climb(model: Denoiser, seed: int, particles: int, iterations: int) -> dict[str, Any]:
-    """Gradient DNO on `particles` particles, each a problem of its own; the curve of the mean."""
+def climb(
+    model: Denoiser, seed: int, particles: int, iterations: int, method: str
+) -> dict[str, Any]:
+    """DNO on `particles` particles, each a problem of its own; the curve of the mean."""
+    estimator, clip = METHODS[method]
     problem = Problem(
         RenoisingMap(model), FunctionDecoder(lambda x: (x + 4) / 8), (Term(RingReward()),)
     )
@@ -161,8 +190,9 @@ def climb(model: Denoiser, seed: int, particles: int, iterations: int) -> dict[s
     run = optimize(
         problem,
         z,
-        lambda index: Settings(learning_rate=0.01, gamma=0.0, weights=(1.0,), clip=1.0),
+        lambda index: Settings(learning_rate=0.01, gamma=0.0, weights=(1.0,), clip=clip),
         seed=seed,
+        estimator=estimator,
         regularizer=NoRegularizer(),
         typicality=Typicality(permutations=1),
         check_tolerance=None,
@@ -189,12 +219,12 @@ def plain_rewards(problem: Problem, particles: int, seed: int) -> tuple[float, f
     return float(rewards.mean()), float(rewards.std()) / math.sqrt(particles)
 
 
-def judge(runs: list[dict[str, Any]], iterations: int) -> dict[str, Any]:
+def judge(runs: list[dict[str, Any]], known: dict[int, float], iterations: int) -> dict[str, Any]:
     """The three targets: start, gain, rising throughout (seen every tenth iteration)."""
     curve = torch.tensor([run["curve"] for run in runs]).mean(0)
     error = math.sqrt(sum(run["standard_error"][0] ** 2 for run in runs)) / len(runs)
     gain = float(curve[iterations] - curve[0])
-    published = PUBLISHED[iterations] - PUBLISHED[0]
+    published = known[iterations] - known[0]
     tenth = curve[:: max(iterations // 10, 1)]
     return {
         "start": float(curve[0]),
@@ -207,33 +237,40 @@ def judge(runs: list[dict[str, Any]], iterations: int) -> dict[str, Any]:
         "published_gain": published,
         "share_of_published_gain": gain / published,
         "rising": bool((tenth.diff() > 0).all()),
-        "mean_curve": {str(i): round(float(curve[i]), 4) for i in PUBLISHED if i <= iterations},
+        "mean_curve": {str(i): round(float(curve[i]), 4) for i in known if i <= iterations},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", choices=METHODS, default="gradient")
     parser.add_argument("--seeds", type=int, default=5, help="models and noises, one each a seed")
     parser.add_argument("--particles", type=int, default=1000)
-    parser.add_argument("--iterations", type=int, default=100, choices=sorted(PUBLISHED)[1:])
+    parser.add_argument("--iterations", type=int, help="one that a reward was published for")
     parser.add_argument("--training", type=int, default=8_000, help="training iterations")
     parser.add_argument("--quick", action="store_true", help="1 seed, 200 particles, 4,000")
     parser.add_argument("--output", type=Path, default=None, help="JSON; a CSV is put beside it")
     given = parser.parse_args()
     if given.quick:
         given.seeds, given.particles, given.training = 1, 200, 4_000
+    known = PUBLISHED[given.method]
+    iterations = given.iterations or max(known)
+    if iterations not in known:
+        parser.error(f"--iterations: choose one of {', '.join(map(str, sorted(known)[1:]))}")
     torch.set_num_threads(1)
     output = given.output
     if output is None and not given.quick:
-        output = Path(__file__).parent / "results" / "toy.json"
+        name = "toy" if given.method == "gradient" else f"toy_{given.method}"
+        output = Path(__file__).parent / "results" / f"{name}.json"
     began, runs = time.perf_counter(), []
     for seed in range(given.seeds):
         model = train(seed, given.training)
-        runs.append(climb(model, seed, given.particles, given.iterations))
+        runs.append(climb(model, seed, given.particles, iterations, given.method))
         result = {
-            "targets": judge(runs, given.iterations),
-            "seeds": [judge([run], given.iterations) for run in runs],
-            "published": {str(i): value for i, value in PUBLISHED.items()},
+            "method": given.method,
+            "targets": judge(runs, known, iterations),
+            "seeds": [judge([run], known, iterations) for run in runs],
+            "published": {str(i): value for i, value in known.items()},
             "ring": {"mean": RING_MEAN, "std": RING_STD},
             "particles": given.particles,
             "training_iterations": given.training,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .check import verify_gradient
-from .estimators import Backpropagation, GradientEstimator
+from .estimators import Auto, GradientEstimator
 from .optimizers import NoiseOptimizer, clip_per_image
 from .problem import NonFinite, Problem
 from .regularizers import PermutationRegularizer, Regularizer
@@ -91,7 +91,7 @@ def optimize(
 
     Raises NonFinite (what was yielded before stays good) and GradientMismatch.
     """
-    estimator = estimator or Backpropagation()
+    estimator = estimator or Auto()
     regularizer = regularizer or PermutationRegularizer()
     typicality = typicality or Typicality()
     z = z.detach().to(torch.promote_types(z.dtype, torch.float32), copy=True)

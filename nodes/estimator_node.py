@@ -99,7 +99,7 @@ def hybrid_2_inputs() -> list[io.Input]:
             default=Hybrid2().combination,
             advanced=True,
             tooltip="least squares: weighs the probes so that together they explain all gains, "
-            "and is usually far straighter. sum: as published, to repeat the paper's runs.",
+            "and is usually straighter. sum: as published, to repeat the paper's runs.",
         ),
         io.Combo.Input(
             "scaling",
