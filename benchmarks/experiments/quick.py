@@ -7,6 +7,8 @@ from dataclasses import replace
 from .plan import Arm, Experiment
 
 PROMPTS, ITERATIONS, STEPS = 2, 2, 3
+"""Of the first arms; the others make do with one prompt and one iteration."""
+
 PLAIN_SAMPLES = 4
 
 
@@ -16,6 +18,13 @@ def quick(experiment: Experiment) -> Experiment:
 
 
 def _small(arm: Arm) -> Arm:
-    trials = 2 if arm.rank == 0 else 1
-    recipe = replace(arm.recipe, iterations=min(ITERATIONS, arm.recipe.iterations), steps=STEPS)
-    return replace(arm, recipe=recipe, grid=arm.grid[:trials], prompts=PROMPTS, seeds=1, tuned_on=1)
+    first = arm.rank == 0
+    iterations = min(ITERATIONS if first else 1, arm.recipe.iterations)
+    return replace(
+        arm,
+        recipe=replace(arm.recipe, iterations=iterations, steps=STEPS),
+        grid=arm.grid[: 2 if first else 1],
+        prompts=PROMPTS if first else 1,
+        seeds=1,
+        tuned_on=1,
+    )

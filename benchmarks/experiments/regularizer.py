@@ -61,6 +61,7 @@ def _arms() -> tuple[Arm, ...]:
             Arm(name, label, _recipe(regularizer), like="on", **few)
             for name, (label, regularizer) in VARIANTS.items()
         ),
+        Arm("off_same", "off, at the rate of on", _recipe(OFF), like="on", prompts=16, rank=1),
         *(
             Arm(f"{name}_fast", f"{name}, rate {HASTE:g}", _recipe(kept), (HASTE,), **few)
             for name, kept in SIDES.items()
@@ -81,12 +82,14 @@ EXPERIMENT = Experiment(
         Contrast("on", "off", primary=True),
         *(Contrast(name, "off") for name in OTHERS),
         *(Contrast(name, "on") for name in (*OTHERS, *VARIANTS)),
+        Contrast("on", "off_same"),
         Contrast("on_fast", "off_fast"),
         *(Contrast(f"{reward}_on", f"{reward}_off") for reward in PIXEL_REWARDS),
     ),
     figures=(
         Figure("CLIPScore", ("on", "off", *OTHERS)),
         Figure("The paper's regularizer, other settings", ("on", "off", *VARIANTS)),
+        Figure("CLIPScore, one learning rate", ("on", "off_same")),
         Figure(f"CLIPScore in haste, rate {HASTE:g}", ("on_fast", "off_fast")),
         *(Figure(r.capitalize(), tuple(f"{r}_{name}" for name in SIDES)) for r in PIXEL_REWARDS),
     ),

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from .compare import Effect
+from .compare import FEWEST_PROMPTS, Effect
 from .files import write_atomically, write_text
 from .plots import draw
 from .running import Results
@@ -100,7 +100,9 @@ def primary(results: Results) -> str:
 def verdict(found: Effect) -> str:
     if math.isnan(found.mean):
         return "Nothing to compare."
+    if found.prompts < FEWEST_PROMPTS:
+        return "Too few prompts to say anything."
     if not found.sure:
-        return "No difference was shown: the interval holds 0 (or the prompts are too few)."
+        return "The interval holds 0: no difference was shown."
     side = "higher" if found.mean > 0 else "lower"
     return f"The interval leaves out 0: the judge's score is {side} at the 5 % level."
