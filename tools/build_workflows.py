@@ -230,7 +230,60 @@ def two_rewards() -> dict[str, Any]:
     return {"nodes": nodes, "groups": groups}
 
 
-GRAPHS = {"first_light": first_light, "two_rewards": two_rewards}
+BLACK_BOX_NOTE = """## A reward without a gradient
+How small a picture's JPEG file is cannot be differentiated. *ZO Gradient Estimator* draws a few \
+**probes** in every iteration, pictures with slightly changed noise, and learns from their scores \
+which way is up. Each probe costs as much as one plain picture.
+
+- The **held-out judge** only watches whether the picture still shows what the prompt says.
+- *Stop Rules* ends the run early if the judge's score falls or the noise gets unlikely.
+- *Save Trajectory* keeps the run in a file. *Load Trajectory* brings it back: for Pick Iteration, \
+or for the *resume* input of DNO Sampler, to go on with it.
+
+Choose *jpeg_incompressibility* for the opposite: more detail everywhere."""
+
+
+def black_box() -> dict[str, Any]:
+    settings = sampling(seed=3, steps=10, cfg=3.0)
+    climb = {"scheduler": "normal", "denoise": 1.0, "iterations": 15, "learning_rate": 0.03}
+    mixed = {f"rewards.reward_{i}": (number, "reward") for i, number in enumerate((6, 7))}
+    prompt = {"reward.prompt": (2, "STRING")}
+    judge = {"reward__model": "demo judge (held out)", "watch_only": True}
+    run = {
+        **SAMPLED,
+        "vae": (1, "VAE"),
+        "reward": (8, "reward"),
+        "estimator": (9, "estimator"),
+        "stop": (10, "stop"),
+    }
+    nodes = [
+        *model_and_prompts("sunflower on green"),
+        node(6, "DNO_RewardLoader", (680, 60), (320, 180), "Reward Loader: a smaller file", {},
+             reward="jpeg_compressibility"),
+        node(7, "DNO_RewardLoader", (680, 300), (320, 220), "Reward Loader: the judge, watched",
+             prompt, reward="clip_score", **judge),
+        node(8, "DNO_RewardMix", (1060, 60), (240, 110), "", mixed),
+        node(9, "DNO_ZOGradientEstimator", (1060, 240), (300, 280), "", {}, method="hybrid_2"),
+        node(10, "DNO_StopRules", (1060, 580), (300, 230)),
+        node(11, "DNO_Sampler", (1420, 60), (320, 780), "", run, **settings, **climb),
+        node(12, "DNO_PickIteration", (1800, 60), (260, 300), "Pick Iteration: the start",
+             {"trajectory": (11, "trajectory")}, index=0),
+        node(20, "DNO_SaveTrajectory", (1800, 480), (260, 120), "",
+             {"trajectory": (11, "trajectory")}),
+        *saved(13, (12, "image"), (2100, 60), "before"),
+        *saved(15, (11, "image"), (2100, 480), "after"),
+        *curve(17, 11, (2760, 60)),
+        node(19, "MarkdownNote", (20, 350), (280, 520), "Read me", text=BLACK_BOX_NOTE),
+    ]  # fmt: skip
+    groups = [
+        group("What to climb, and how", 660, 0, 730, 880, AMBER),
+        group("The run", 1400, 0, 680, 880, GREEN),
+        group("Before, after, and how it went", 2080, 0, 1560, 880, BLUE),
+    ]
+    return {"nodes": nodes, "groups": groups}
+
+
+GRAPHS = {"first_light": first_light, "two_rewards": two_rewards, "black_box": black_box}
 
 
 def build(server: ComfyServer, names: list[str]) -> None:
