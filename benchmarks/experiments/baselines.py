@@ -18,8 +18,9 @@ SCREENED = 8
 DNO = Recipe("climbs.dno", {"regularizer": PAPER})
 
 
-def _guided(name: str, label: str, **options: int) -> Arm:
-    return Arm(name, label, Recipe("rivals.guidance", options), STRENGTHS, prompts=PROMPTS)
+def _guided(name: str, label: str, rank: int, **options: int) -> Arm:
+    recipe = Recipe("rivals.guidance", options)
+    return Arm(name, label, recipe, STRENGTHS, prompts=PROMPTS, rank=rank)
 
 
 ARMS = (
@@ -50,9 +51,9 @@ ARMS = (
         RENO_RATES,
         prompts=PROMPTS,
     ),
-    _guided("universal", "universal guidance"),
-    _guided("universal_4", "universal guidance, steps done 4 times", recurrence=4),
-    _guided("lgd_3", "LGD-MC, 3 draws", samples=3),
+    _guided("universal", "universal guidance", 0),
+    _guided("universal_4", "universal guidance, steps done 4 times", 1, recurrence=4),
+    _guided("lgd_3", "LGD-MC, 3 draws", 1, samples=3),
 )
 
 RIVALS = ("plain", "best_of_n", "neighbours", "reno", "universal", "universal_4", "lgd_3")

@@ -104,6 +104,7 @@ def _arms(reward: str) -> tuple[Arm, ...]:
             _recipe(reward, HYBRID_2_PAPER, _iterations(4, True)),
             like=f"{reward}_hybrid_2",
             prompts=PROMPTS,
+            rank=1,
         ),
         Arm(
             f"{reward}_best_of_n",
@@ -131,7 +132,7 @@ LONG_ARMS = (
         _recipe("jpeg", HYBRID_2, LONG),
         like="jpeg_hybrid_2",
         prompts=LONG_PROMPTS,
-        rank=1,
+        rank=2,
     ),
     Arm(
         "long_best_of_n",
@@ -139,7 +140,7 @@ LONG_ARMS = (
         _plain("jpeg", int(LONG * (LOOKS * (1 + PROBES) + BACK) / (LOOKS + BACK))),
         (1.0,),
         prompts=LONG_PROMPTS,
-        rank=1,
+        rank=2,
     ),
 )
 
