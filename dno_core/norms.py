@@ -28,7 +28,7 @@ class NormRegularizer(Regularizer):
     def penalty(self, z: Tensor, key: int) -> tuple[Tensor, Tensor]:
         freedom = max(z[:, 0].numel() - 1, 1)
         over = ((z.square() - 1).movedim(1, 0).flatten(1).sum(1) + 1) / freedom
-        over = over.clamp_min(1e-12 - 1)  # q - 1, summed without the cancellation
+        over = over.clamp_min(1e-6 - 1)  # q - 1, summed without cancellation; q above 0
         value = freedom / 2 * (over - torch.log1p(over))
         return value, z * _per_image(over / (1 + over), z)
 

@@ -54,7 +54,7 @@ class SpectralWhitening(Regularizer):
     def precondition(self, gradient: Tensor) -> Tensor:
         if self.target != "gradient":
             return gradient
-        tiny = torch.finfo(gradient.dtype).tiny
+        tiny = torch.finfo(gradient.dtype).tiny ** 0.5  # its inverse must be finite, too
         norm = _norm_of_noises(gradient)
         size = math.sqrt(gradient[0, 0].numel())
         white = whiten(gradient * (size / norm.clamp_min(tiny)), self.blocks)

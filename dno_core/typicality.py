@@ -16,7 +16,7 @@ MEASURE_SEED = 20250711
 TYPICAL = 0.01
 """Typical noise lies above this quantile of the null distribution of P(z)."""
 
-NULL_DRAWS = 5_000
+NULL_DRAWS = 4_000
 NULL_NUMBERS = 4_096
 """Cap on the numbers per simulated draw: m M1^2 and m M2^2 are free of m for large m."""
 
