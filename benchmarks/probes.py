@@ -48,7 +48,7 @@ def import_pack() -> None:
 
 def differences(problem: Any, z: Tensor, scale: float, antithetic: bool, key: int) -> Iterator[Any]:
     """Endless (gains [K,B] of every term in its own spread, moves [B,P]) for steps of the noise."""
-    from comfyui_dno.dno_core.probes import BlackBox, noise_differences
+    from comfyui_dno.dno_core.estimators.probes import BlackBox, noise_differences
 
     weights = (1.0,) * len(problem.terms)
     start = problem.evaluate(z, weights)
@@ -79,7 +79,7 @@ def taken(found: Iterator[Any], count: int) -> tuple[Tensor, Tensor]:
 
 
 def correlations(bench: Any) -> list[dict[str, Any]]:
-    from comfyui_dno.dno_core.zeroth_order import image_slope
+    from comfyui_dno.dno_core.estimators.zeroth_order import image_slope
 
     rows = []
     for scale in SCALES:

@@ -33,15 +33,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import detection  # noqa: E402
-from dno_core.arrangements import (  # noqa: E402
+from dno_core.probability.arrangements import (  # noqa: E402
     FAMILIES,
     Arrangements,
     arrangements,
     lowest_log_p,
     permutation_penalty,
 )
-from dno_core.permutations import Permutations  # noqa: E402
-from dno_core.typicality import MEASURE_SEED, NULL_DRAWS, Typicality  # noqa: E402
+from dno_core.probability.permutations import Permutations  # noqa: E402
+from dno_core.probability.typicality import MEASURE_SEED, NULL_DRAWS, Typicality  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "regularizer.json"
 K = 4

@@ -45,7 +45,7 @@ from dno_core import (  # noqa: E402
     optimize,
     vjp,
 )
-from dno_core.sampler import Path as LatentPath  # noqa: E402
+from dno_core.noise_map.sampler import Path as LatentPath  # noqa: E402
 
 PUBLISHED = {
     "gradient": {0: -0.325, 20: 1.000, 40: 1.231, 60: 1.385, 80: 1.487, 100: 1.552},

@@ -6,22 +6,23 @@ the map M(z), reward, probability regularizer, P(z).
 """
 
 from .check import GradientMismatch, verify_gradient
-from .continuation import NotTheSameRun
-from .estimators import Auto, Backpropagation, GradientEstimator, require_gradients
+from .estimators.gradient import Auto, Backpropagation, GradientEstimator, require_gradients
+from .estimators.probes import WideMap
+from .estimators.zeroth_order import Hybrid1, Hybrid2, ZoSgd
 from .light_history import lights_of_run
 from .lights import warning_lights
 from .loop import Iteration, Settings, Update, optimize
-from .norms import NormRegularizer, SphereProjection
+from .noise_map.sampler import Denoiser, NoiseMap, Path, SamplerMap, sample, sweep, vjp
+from .noise_map.steps import Step, ddim_steps, flow_steps, noise_count, vp_sigmas
 from .objective import Reward, Term, TermInfo, objective, weights_of
 from .optimizers import OPTIMIZERS, NoiseOptimizer
-from .probes import WideMap
+from .probability.norms import NormRegularizer, SphereProjection
+from .probability.regularizers import NoRegularizer, PermutationRegularizer, Regularizer
+from .probability.spectral import SpectralWhitening
+from .probability.typicality import TYPICAL, Typicality, TypicalityReading, null_distribution
 from .problem import Decoder, Evaluation, FunctionDecoder, NonFinite, Problem
-from .regularizers import NoRegularizer, PermutationRegularizer, Regularizer
-from .sampler import Denoiser, NoiseMap, Path, SamplerMap, sample, sweep, vjp
 from .schedule import DECAYS, learning_rate_at
 from .screening import Screening, screen
-from .spectral import SpectralWhitening
-from .steps import Step, ddim_steps, flow_steps, noise_count, vp_sigmas
 from .stop import (
     StopChoice,
     StopRule,
@@ -33,10 +34,9 @@ from .stop import (
     when_untypical,
     when_watched_falls,
 )
-from .trajectory import Frames, Record, Recorder, Trajectory, best_iterations
-from .trajectory_file import TrajectoryFileError, load_trajectory, save_trajectory
-from .typicality import TYPICAL, Typicality, TypicalityReading, null_distribution
-from .zeroth_order import Hybrid1, Hybrid2, ZoSgd
+from .trajectories.continuation import NotTheSameRun
+from .trajectories.file import TrajectoryFileError, load_trajectory, save_trajectory
+from .trajectories.trajectory import Frames, Record, Recorder, Trajectory, best_iterations
 
 __all__ = [
     "DECAYS",

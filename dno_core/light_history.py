@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .lights import warning_lights
 from .objective import TermInfo
-from .trajectory import Record
+from .trajectories.trajectory import Record
 
 
 def lights_of_run(terms: Sequence[TermInfo], records: Sequence[Record]) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from .objective import TermInfo, objective
-from .trajectory import Record, objectives
-from .typicality import TYPICAL
+from .probability.typicality import TYPICAL
+from .trajectories.trajectory import Record, objectives
 
 SATURATION_RISE = 0.5
 """Rise of the share of clamped pixel values, over iteration 0, that is called suspicious."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .check import verify_gradient
-from .estimators import Auto, GradientEstimator
+from .estimators.gradient import Auto, GradientEstimator
 from .optimizers import NoiseOptimizer, clip_per_image
+from .probability.regularizers import PermutationRegularizer, Regularizer
+from .probability.typicality import Typicality, TypicalityReading
 from .problem import NonFinite, Problem
-from .regularizers import PermutationRegularizer, Regularizer
-from .typicality import Typicality, TypicalityReading
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .noise_map.sampler import NoiseMap, Path, vjp_unit
 from .objective import Term, TermInfo, objective
-from .sampler import NoiseMap, Path, vjp_unit
 
 
 class Decoder(Protocol):

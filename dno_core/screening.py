@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .probability.typicality import Typicality
 from .problem import Evaluation, Problem
-from .typicality import Typicality
 
 
 @dataclass(frozen=True)

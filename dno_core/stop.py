@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 
 from .objective import TermInfo, objective
-from .trajectory import Record, best_iterations, objectives
-from .typicality import TYPICAL
+from .probability.typicality import TYPICAL
+from .trajectories.trajectory import Record, best_iterations, objectives
 
 
 class StopRule(Protocol):

@@ -23,7 +23,7 @@ from ..dno_core import (
     optimize,
     warning_lights,
 )
-from ..dno_core.continuation import require_same_shape
+from ..dno_core.trajectories.continuation import require_same_shape
 from .comfy_bridge.loading import has_quantized_weights, is_out_of_memory
 from .comfy_bridge.progress import Progress
 from .pace import settings_of, stop_rules

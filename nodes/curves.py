@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from string import ascii_lowercase
 
 from ..dno_core.objective import TermInfo
-from ..dno_core.trajectory import Record, Trajectory
-from ..dno_core.typicality import TYPICAL
+from ..dno_core.probability.typicality import TYPICAL
+from ..dno_core.trajectories.trajectory import Record, Trajectory
 from .chart import (
     BLUE,
     BROWN,

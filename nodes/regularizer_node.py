@@ -6,10 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..dno_core.arrangements import FAMILIES
-from ..dno_core.norms import NormRegularizer, SphereProjection
-from ..dno_core.regularizers import NoRegularizer, PermutationRegularizer, Regularizer
-from ..dno_core.spectral import TARGETS, SpectralWhitening
+from ..dno_core.probability.arrangements import FAMILIES
+from ..dno_core.probability.norms import NormRegularizer, SphereProjection
+from ..dno_core.probability.regularizers import NoRegularizer, PermutationRegularizer, Regularizer
+from ..dno_core.probability.spectral import TARGETS, SpectralWhitening
 from .types import CATEGORY, REGULARIZER
 
 PERMUTATION, OFF, NORM, SPHERE, SPECTRAL = "permutation", "off", "norm", "sphere", "spectral"

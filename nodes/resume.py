@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..dno_core.continuation import NotTheSameRun, require_same_shape, require_same_terms
 from ..dno_core.optimizers import STATE
+from ..dno_core.trajectories.continuation import (
+    NotTheSameRun,
+    require_same_shape,
+    require_same_terms,
+)
 from .request import Request, meta
 
 FIXED = ("seed", "steps", "cfg", "scheduler", "denoise", "eta", "optimizer")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..dno_core import Evaluation, Problem, screen, weights_of
-from ..dno_core.trajectory import to_uint8
+from ..dno_core.trajectories.trajectory import to_uint8
 from .comfy_bridge.progress import Progress
 from .request import Request
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..dno_core.trajectory import Trajectory
-from ..dno_core.trajectory_file import (
+from ..dno_core.trajectories.file import (
     SUFFIX,
     TrajectoryFileError,
     load_trajectory,
     save_trajectory,
 )
+from ..dno_core.trajectories.trajectory import Trajectory
 from .comfy_bridge.progress import send_text
 from .resume import FIXED
 from .types import CATEGORY, TRAJECTORY

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
 
-from ..dno_core.trajectory import Trajectory
+from ..dno_core.trajectories.trajectory import Trajectory
 from .chart import WIDTH, draw
 from .comfy_bridge.progress import send_text
 from .curves import reward_curve

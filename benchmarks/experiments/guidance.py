@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from comfyui_dno.dno_core import Evaluation, Path, Problem, Step
-from comfyui_dno.dno_core.saved import saved_tensors_kept
+from comfyui_dno.dno_core.noise_map.saved import saved_tensors_kept
 
 from .search import Draw, Seen
 

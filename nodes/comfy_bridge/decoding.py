@@ -11,7 +11,7 @@ from comfy.taesd.taesd import TAESD
 from comfy.taesd.taesd import Decoder as TinyDecoder
 from torch import Tensor, nn
 
-from ...dno_core.sampler import vjp_unit
+from ...dno_core.noise_map.sampler import vjp_unit
 from .scope import free_weights
 
 Stage = Callable[[Tensor], Tensor]

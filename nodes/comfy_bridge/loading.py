@@ -13,7 +13,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor, nn
 
-from ...dno_core import probes
+from ...dno_core.estimators import probes
 from .refusals import Unsupported
 
 GRAPH_ROOM = 4

@@ -114,7 +114,7 @@ def peak_bytes(work: Callable[[], Any], folder: Path) -> int:
 
 
 def test_the_gradient_needs_a_fraction_of_the_memory_of_a_stored_graph(tmp_path: Path) -> None:
-    from comfyui_dno.dno_core.sampler import vjp
+    from comfyui_dno.dno_core.noise_map.sampler import vjp
     from comfyui_dno.nodes.comfy_bridge.decoding import BlockDecoder
     from comfyui_dno.nodes.comfy_bridge.scope import free_weights, gradient_scope
 

@@ -213,7 +213,7 @@ def test_a_plain_checkpoint_would_have_been_silently_wrong(
     """Why the sweep recomputes by hand: Flux adds to tensors that autograd has saved."""
     from torch.utils.checkpoint import checkpoint
 
-    from comfyui_dno.dno_core import sampler
+    from comfyui_dno.dno_core.noise_map import sampler
 
     def checkpointed(function: Any, inputs: Any, v: torch.Tensor) -> list[torch.Tensor]:
         leaves = [x.detach().requires_grad_(True) for x in inputs]

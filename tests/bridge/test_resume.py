@@ -12,9 +12,9 @@ from torch import Tensor
 
 from comfyui_dno import rewards
 from comfyui_dno.dno_core import Term, Trajectory
-from comfyui_dno.dno_core.continuation import NotTheSameRun
-from comfyui_dno.dno_core.regularizers import PermutationRegularizer
-from comfyui_dno.dno_core.trajectory_file import load_trajectory, save_trajectory
+from comfyui_dno.dno_core.probability.regularizers import PermutationRegularizer
+from comfyui_dno.dno_core.trajectories.continuation import NotTheSameRun
+from comfyui_dno.dno_core.trajectories.file import load_trajectory, save_trajectory
 
 from . import tiny
 from .runs import request, wavy_reward

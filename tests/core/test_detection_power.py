@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from comfyui_dno.benchmarks.detection import PLANTED, found, power, rows_of, threshold
-from comfyui_dno.dno_core.arrangements import FAMILIES, arrangements, lowest_log_p
-from comfyui_dno.dno_core.typicality import MEASURE_SEED
+from comfyui_dno.dno_core.probability.arrangements import FAMILIES, arrangements, lowest_log_p
+from comfyui_dno.dno_core.probability.typicality import MEASURE_SEED
 
 N, DRAWS, NULL_DRAWS = 4096, 1500, 6000
 FIVE_POINTS = 0.05

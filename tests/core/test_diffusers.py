@@ -11,7 +11,7 @@ from core_models import FakeReward, randn, relative_error, wave
 from torch import Tensor
 
 from comfyui_dno.dno_core import Backpropagation, Problem, Term, noise_count
-from comfyui_dno.dno_core.diffusers_backend import diffusers_map, vae_decoder
+from comfyui_dno.dno_core.noise_map.diffusers_backend import diffusers_map, vae_decoder
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -13,12 +13,11 @@ from comfyui_dno.dno_core import (
     NoRegularizer,
     PermutationRegularizer,
     Typicality,
-    bounds,
     null_distribution,
-    permutations,
 )
-from comfyui_dno.dno_core.arrangements import lowest_log_p, permutation_penalty
-from comfyui_dno.dno_core.permutations import Permutations
+from comfyui_dno.dno_core.probability import bounds, permutations
+from comfyui_dno.dno_core.probability.arrangements import lowest_log_p, permutation_penalty
+from comfyui_dno.dno_core.probability.permutations import Permutations
 
 CPU = torch.device("cpu")
 K = 4

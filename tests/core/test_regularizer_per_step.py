@@ -18,7 +18,7 @@ from comfyui_dno.dno_core import (
     null_distribution,
     warning_lights,
 )
-from comfyui_dno.dno_core.typicality import TAIL, quantile_of
+from comfyui_dno.dno_core.probability.typicality import TAIL, quantile_of
 
 MEASURE = Typicality()
 TERM = TermInfo("brightness", "-1 to 1", 0.5, "maximize", 0.0, 1.0, False)

@@ -12,9 +12,13 @@ from torch import Tensor
 
 from comfyui_dno.benchmarks.detection import rows_of
 from comfyui_dno.dno_core import PermutationRegularizer
-from comfyui_dno.dno_core.arrangements import arrangements, lowest_log_p, permutation_penalty
-from comfyui_dno.dno_core.permutations import Permutations
-from comfyui_dno.dno_core.segments import SegmentPermutations, segment_count
+from comfyui_dno.dno_core.probability.arrangements import (
+    arrangements,
+    lowest_log_p,
+    permutation_penalty,
+)
+from comfyui_dno.dno_core.probability.permutations import Permutations
+from comfyui_dno.dno_core.probability.segments import SegmentPermutations, segment_count
 
 CPU = torch.device("cpu")
 LOG_2 = math.log(2)

@@ -45,7 +45,7 @@ from comfyui_dno.dno_core import (
     optimize,
     save_trajectory,
 )
-from comfyui_dno.dno_core.continuation import require_same_shape
+from comfyui_dno.dno_core.trajectories.continuation import require_same_shape
 
 TERMS = (Term(FakeReward(wave, name="wave", scale=2.0)), Term(FakeReward(red, "red"), watch=True))
 

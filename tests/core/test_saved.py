@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_dno.dno_core.sampler import vjp
+from comfyui_dno.dno_core.noise_map.sampler import vjp
 
 
 def busy(x: Tensor, scale: float) -> Tensor:

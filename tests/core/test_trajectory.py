@@ -33,7 +33,7 @@ from comfyui_dno.dno_core import (
     warning_lights,
 )
 from comfyui_dno.dno_core.lights import SATURATION_RISE
-from comfyui_dno.dno_core.trajectory import to_uint8
+from comfyui_dno.dno_core.trajectories.trajectory import to_uint8
 
 INFO = TermInfo("wave", "units", 2.0, "maximize", 0.0, 1.0, False)
 WATCHED = TermInfo("judge", "points", 0.5, "maximize", 0.0, 1.0, True)

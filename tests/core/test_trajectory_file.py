@@ -30,9 +30,9 @@ from comfyui_dno.dno_core import (
     optimize,
     save_trajectory,
 )
-from comfyui_dno.dno_core import atomic as atomic_room
-from comfyui_dno.dno_core.plain import from_json, to_json
-from comfyui_dno.dno_core.trajectory_file import FORMAT
+from comfyui_dno.dno_core.trajectories import atomic as atomic_room
+from comfyui_dno.dno_core.trajectories.file import FORMAT
+from comfyui_dno.dno_core.trajectories.plain import from_json, to_json
 
 
 def recorded(count: int = 4, optimizer: str = "adam", **options: Any) -> Trajectory:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from comfyui_dno.dno_core.trajectory import to_uint8
+from comfyui_dno.dno_core.trajectories.trajectory import to_uint8
 from comfyui_dno.rewards import RewardError, create
 from comfyui_dno.rewards.jpeg import SCALES, bits_per_pixel, scale
 

@@ -1,0 +1,1 @@
+"""The map M(z): from noise to latent, and the pull back."""

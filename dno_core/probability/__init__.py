@@ -1,0 +1,1 @@
+"""How probable noise is: P(z), its bounds and permutations, and the regularizers."""
