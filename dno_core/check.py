@@ -41,8 +41,8 @@ def verify_gradient(
     weight = evaluation.image_gradient
     if weight is None or not bool(weight.flatten(1).any(1).all()):
         raise GradientMismatch(
-            "The reward gives no gradient for this image. Choose a differentiable reward, or "
-            "check that its input is not constant."
+            "The reward gives no gradient for this image. Choose another reward, or the estimator "
+            "'hybrid_2', which needs none."
         )
     norm = gradient.movedim(1, 0).flatten(1).norm(dim=1)
     if not bool((norm > 0).all()):

@@ -29,12 +29,12 @@ def warning_lights(terms: Sequence[TermInfo], records: Sequence[Record]) -> tupl
         left = next(r.index for r in records if r.index > max(inside, default=0))
         lights.append(
             f"P(z) has left the typical range (since iteration {left}): the noise is no longer "
-            "one the model would draw. Raise the regularizer or lower the learning rate."
+            "one the model would draw. Raise the regularizer's strength or lower the learning rate."
         )
     elif _a_step_left(first, last):
         lights.append(
             "The noise of a single step has left the typical range, though P(z) of the whole has "
-            "not. Raise the regularizer or lower the learning rate."
+            "not. Raise the regularizer's strength or lower the learning rate."
         )
     rise = max(b - a for a, b in zip(first.saturated, last.saturated, strict=True))
     if rise > SATURATION_RISE:

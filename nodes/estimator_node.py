@@ -27,7 +27,7 @@ def probe_inputs(default: Hybrid1 | Hybrid2 | ZoSgd, usual: str, advanced: bool)
     """How many probes, and how far they go."""
     images = isinstance(default, Hybrid1)
     cost = "one more scoring" if images else "one more run of the sampler"
-    moved = "pixels, in 0 to 1," if images else "noise"
+    moved = "pixels (0 to 1)" if images else "noise"
     far = "0.02 to 0.1" if images else "0.01 to 0.2"
     return [
         io.Int.Input(
@@ -47,9 +47,9 @@ def probe_inputs(default: Hybrid1 | Hybrid2 | ZoSgd, usual: str, advanced: bool)
             step=0.005,
             round=False,
             advanced=advanced,
-            tooltip=f"Mu: how far a probe moves the {moved} at most places. Raise it for rewards "
-            "that jump in steps or are rough (file sizes, counts), lower it for smooth ones. "
-            f"Usually {far}.",
+            tooltip=f"Mu: how far a probe moves the {moved}, as a standard deviation. Raise it for "
+            "rewards that jump in steps or are rough (file sizes, counts), lower it for smooth "
+            f"ones. Usually {far}.",
         ),
     ]
 

@@ -81,7 +81,7 @@ def _require_climbable(request: Request) -> None:
     if all(term.watch or not term.weight for term in request.terms):
         raise ValueError(
             "Every reward is only watched, so nothing pulls the picture anywhere. "
-            "Give one reward of the mix a weight and switch its 'watch only' off."
+            "Give one reward of the mix a weight and switch its watch_only off."
         )
     if isinstance(request.gradient_estimator, Backpropagation):
         require_gradients(request.terms)

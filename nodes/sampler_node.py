@@ -41,7 +41,7 @@ class Sampler(io.ComfyNode):
                 io.Image.Output(display_name="image", tooltip="The best iteration, decoded."),
                 TRAJECTORY.Output(
                     display_name="trajectory",
-                    tooltip="Every iteration: for Pick Iteration and Reward Curve.",
+                    tooltip="Every iteration: for Pick Iteration, Reward Curve, Save Trajectory.",
                 ),
             ],
         )

@@ -37,7 +37,9 @@ class SaveTrajectory(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
             inputs=[
-                TRAJECTORY.Input("trajectory", tooltip="The run, from DNO Sampler."),
+                TRAJECTORY.Input(
+                    "trajectory", tooltip="The run, from DNO Sampler or Load Trajectory."
+                ),
                 io.String.Input(
                     "filename_prefix",
                     default=DEFAULT_PREFIX,
@@ -83,7 +85,7 @@ class LoadTrajectory(io.ComfyNode):
                     "file",
                     options=list(files()) or [NOTHING],
                     tooltip="The run to read: files of the input folder and of the folder dno in "
-                    "the output folder, the newest first. Reload the page (R) to see new ones.",
+                    "the output folder, the newest first. Press R on the page to see new ones.",
                 ),
                 io.Int.Input(
                     "memory_mb",

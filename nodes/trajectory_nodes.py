@@ -32,7 +32,9 @@ class PickIteration(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
             inputs=[
-                TRAJECTORY.Input("trajectory", tooltip="The run, from DNO Sampler."),
+                TRAJECTORY.Input(
+                    "trajectory", tooltip="The run, from DNO Sampler or Load Trajectory."
+                ),
                 io.Int.Input(
                     "index",
                     default=BEST,
@@ -81,7 +83,9 @@ class RewardCurve(io.ComfyNode):
             search_aliases=["dno", "plot", "chart", "graph", "score", "trajectory", "P(z)"],
             is_output_node=True,
             inputs=[
-                TRAJECTORY.Input("trajectory", tooltip="The run, from DNO Sampler."),
+                TRAJECTORY.Input(
+                    "trajectory", tooltip="The run, from DNO Sampler or Load Trajectory."
+                ),
                 io.Int.Input(
                     "width",
                     default=WIDTH,

@@ -101,5 +101,5 @@ def require_gradients(terms: Sequence[Term]) -> None:
         if is_black_box(term):
             raise ValueError(
                 f"The reward '{term.reward.name}' has no gradient to climb. "
-                "Choose the estimator 'auto', or set it to 'watch only'."
+                "Choose the estimator 'auto', or only watch that reward."
             )
