@@ -45,8 +45,8 @@ def run_demo(output: Path, gpu: bool) -> int:
     print(
         f"\nReward {result['reward_before']:.3f} -> {result['reward_after']:.3f} in "
         f"{result['iterations']} iterations, {result['seconds']:.0f} s.\n"
-        f"P(z) {result['p_z_before']:.3g} -> {result['p_z_after']:.3g}, "
-        f"percentile among plain samples: {result['p_z_percentile_after']:.0f}.\n"
+        f"Percentile of P(z) among plain samples: {result['p_z_percentile_before']:.0f} -> "
+        f"{result['p_z_percentile_after']:.0f}.\n"
         f"See before.png, after.png, curve.png and result.json in {output.absolute()}"
     )
     return 0

@@ -180,20 +180,27 @@ def _saturated_panel(trajectory: Trajectory) -> Panel:
 
 
 def _changes(trajectory: Trajectory) -> list[tuple[int, str]]:
-    """(iteration, words) wherever the settings differ from those of the record before."""
-    records = trajectory.records
+    """(iteration, words) wherever the settings differ from those of the record before.
+
+    A learning rate that follows its own warm-up or decay is no change.
+    """
+    records, meta = trajectory.records, trajectory.meta
+    decays = meta.get("decay", "constant") != "constant"
     found = []
     for before, now in zip(records, records[1:], strict=False):
-        words = _difference(trajectory.terms, before, now)
+        scheduled = decays or now.index <= meta.get("warmup", 0)
+        words = _difference(trajectory.terms, before, now, scheduled)
         if words:
             found.append((now.index, ", ".join(words)))
     return found
 
 
-def _difference(terms: Sequence[TermInfo], before: Record, now: Record) -> list[str]:
+def _difference(
+    terms: Sequence[TermInfo], before: Record, now: Record, scheduled: bool
+) -> list[str]:
     a, b = before.settings, now.settings
     pairs = [
-        ("learning rate", a.learning_rate, b.learning_rate),
+        *([] if scheduled else [("learning rate", a.learning_rate, b.learning_rate)]),
         ("gamma", a.gamma, b.gamma),
         ("gradient clip", a.clip, b.clip),
         *(

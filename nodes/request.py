@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..dno_core import Auto, GradientEstimator, Regularizer, StopChoice, Term, Trajectory
+from ..dno_core import (
+    Auto,
+    GradientEstimator,
+    PermutationRegularizer,
+    Regularizer,
+    StopChoice,
+    Term,
+    Trajectory,
+)
 
 
 @dataclass(frozen=True)
@@ -70,5 +78,9 @@ def meta(request: Request, seeds: Sequence[int] = ()) -> dict[str, Any]:
         "denoise": request.denoise,
         "eta": request.eta,
         "optimizer": request.optimizer,
+        "warmup": request.warmup,
+        "decay": request.decay,
+        "estimator": type(request.gradient_estimator).__name__,
+        "regularizer": type(request.regularizer or PermutationRegularizer()).__name__,
         **chosen,
     }

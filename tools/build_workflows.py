@@ -184,8 +184,8 @@ TWO_REWARDS_NOTE = """## Several rewards, and one that only watches
 - The third is a **held-out judge**: another image-text model that nothing is optimized for. If \
 its curve falls while the others rise, the picture is gaming its score.
 
-*Probability Regularizer* holds the noise to what Gaussian noise looks like. Lower its strength to \
-see pictures get worse while their score rises.
+*Probability Regularizer* holds the noise to what Gaussian noise looks like. Switch it off \
+and watch the percentile of P(z) fall on the curve.
 
 *Pick Iteration* takes any iteration out of the finished run: change its index and press **Run**; \
 the sampler does not start again."""

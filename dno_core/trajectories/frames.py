@@ -48,7 +48,7 @@ class Frames:
         if not item.path.is_file():
             raise FileNotFoundError(
                 f"The picture of iteration {index} is gone: {item.path.name} was deleted from the "
-                "temp folder. Run the sampler again, or raise its memory limit."
+                "temp folder. Run the sampler again, or raise its memory_mb."
             )
         return item.read()
 

@@ -77,7 +77,7 @@ def test_iterations_and_seconds_count_the_run_and_the_session() -> None:
     assert fires_at(after_iterations(12), run) == 12
     assert fires_at(after_iterations(14), run) is None
     assert fires_at(after_seconds(8.0), run) == 11
-    assert fires_at(after_seconds(8.0, start=12), run) == 13, "only what this session has done"
+    assert fires_at(after_seconds(8.0, start=12), run) == 13, "only what this run has done"
     assert after_seconds(8.0)(run) == "16 s spent of 8 s"
 
 

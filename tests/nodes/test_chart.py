@@ -186,6 +186,15 @@ def test_changed_settings_become_verticals_that_a_footnote_explains():
     )
 
 
+@pytest.mark.parametrize(
+    ("meta", "marked"), [({"decay": "cosine"}, ()), ({"warmup": 3}, (4, 5)), ({}, (1, 2, 3, 4, 5))]
+)
+def test_a_learning_rate_on_its_schedule_is_no_changed_setting(meta, marked):
+    run = synthetic_run(count=6, settings=lambda i: Settings(0.01 * (1 + i), 1.0, (1.0,)))
+    shown = curves.reward_curve(replace(run, meta={**run.meta, **meta}))
+    assert tuple(index for index, _ in shown.changes) == marked
+
+
 def test_constant_settings_leave_no_verticals():
     shown = curves.reward_curve(synthetic_run())
     assert shown.changes == () and shown.footnotes == ()
