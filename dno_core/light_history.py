@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .lights import warning_lights
+from .lights import lights_between
 from .objective import TermInfo
+from .probability.typicality import TYPICAL
 from .trajectories.trajectory import Record
 
 
@@ -17,9 +18,14 @@ def lights_of_run(terms: Sequence[TermInfo], records: Sequence[Record]) -> tuple
     """
     first: dict[str, int] = {}
     worded: dict[str, str] = {}
-    for count in range(1, len(records) + 1):
-        for light in warning_lights(terms, records[:count]):
+    since = None
+    for place, record in enumerate(records):
+        if place == 0 or min(record.quantile) > TYPICAL:
+            since = None
+        elif since is None:
+            since = record.index
+        for light in lights_between(terms, records[0], record, since):
             kind = re.sub(r"\d+%|iteration \d+", "#", light)
-            first.setdefault(kind, records[count - 1].index)
+            first.setdefault(kind, record.index)
             worded[kind] = light
     return tuple(f"{worded[kind]} First lit at iteration {i}." for kind, i in first.items())

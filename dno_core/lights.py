@@ -22,13 +22,22 @@ def warning_lights(terms: Sequence[TermInfo], records: Sequence[Record]) -> tupl
     values are clamped than in iteration 0, and when a watched reward has lost more than its scale
     (by its own goal) while the optimized objective rose.
     """
-    first, last = records[0], records[-1]
+    since = None
+    for record in reversed(records[1:]):
+        if min(record.quantile) > TYPICAL:
+            break
+        since = record.index
+    return lights_between(terms, records[0], records[-1], since)
+
+
+def lights_between(
+    terms: Sequence[TermInfo], first: Record, last: Record, since: int | None
+) -> tuple[str, ...]:
+    """The lights of `last` in a run that began with `first` and has been untypical `since`."""
     lights = []
-    if len(records) > 1 and min(last.quantile) <= TYPICAL:
-        inside = [r.index for r in records if min(r.quantile) > TYPICAL]
-        left = next(r.index for r in records if r.index > max(inside, default=0))
+    if since is not None:
         lights.append(
-            f"P(z) has left the typical range (since iteration {left}): the noise is no longer "
+            f"P(z) has left the typical range (since iteration {since}): the noise is no longer "
             "one the model would draw. Raise the regularizer's strength or lower the learning rate."
         )
     elif _a_step_left(first, last):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .probability.typicality import Typicality
-from .problem import Evaluation, Problem
+from .problem import Evaluation, NonFinite, Problem
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def screen(
 
     The images of a batch are independent, so their noises are mixed. Candidate 0 always counts,
     the others where their P(z) is typical; ties go to the earlier. One forward run a candidate, no
-    gradient; `on_candidate` is told of each. Raises ValueError for a count below 1.
+    gradient; `on_candidate` is told of each. A candidate that gives NaN is passed over (its
+    objective is -inf). Raises ValueError for a count below 1, NonFinite for candidate 0.
     """
     if count < 1:
         raise ValueError(f"{count} candidates cannot be screened. Ask for 1 or more.")
@@ -46,7 +48,13 @@ def screen(
     objectives = []
     for index in range(count):
         candidate = draw(index)
-        evaluation = problem.evaluate(candidate, weights)
+        try:
+            evaluation = problem.evaluate(candidate, weights)
+        except NonFinite:
+            if index == 0:
+                raise
+            objectives.append((-math.inf,) * candidate.shape[1])
+            continue
         if index == 0:
             noise, best = candidate, evaluation.objective
             chosen = torch.zeros_like(best, dtype=torch.long)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import folder_paths
@@ -63,6 +64,13 @@ def climb(
     recorder = Recorder(infos, request.memory_mb * 2**20, folder, continues=earlier)
     known = len(recorder.records)
     rules = stop_rules(request, infos, known)
+    start = 0 if earlier is None else earlier.last
+    tolerance = _check_tolerance(request)
+    exact = tolerance is not None and request.gradient_estimator.exact(request.terms)
+
+    def said() -> dict[str, Any]:
+        return meta(request, seeds, checked=exact and recorder.records[-1].index > start)
+
     iterations = optimize(
         problem,
         z,
@@ -71,8 +79,8 @@ def climb(
         optimizer=request.optimizer,
         estimator=request.gradient_estimator,
         regularizer=regularizer,
-        check_tolerance=_check_tolerance(request),
-        start=0 if earlier is None else earlier.last,
+        check_tolerance=tolerance,
+        start=start,
         optimizer_state=None if earlier is None else earlier.optimizer_state,
     )
     failures: tuple[str, ...] = ()
@@ -92,7 +100,7 @@ def climb(
         try:
             if recorder.records:
                 lights = lights_of_run(infos, recorder.records)
-                cancelled = recorder.finish("cancelled", lights, meta(request, seeds))
+                cancelled = recorder.finish("cancelled", lights, said())
                 keep_cancelled(cancelled, request.node_id)
         except Exception:
             log.exception("The best picture of the cancelled run could not be kept")
@@ -108,7 +116,7 @@ def climb(
     finally:
         iterations.close()
     lights = lights_of_run(infos, recorder.records)
-    return recorder.finish(reason, (*lights, *failures), meta(request, seeds)), final
+    return recorder.finish(reason, (*lights, *failures), said()), final
 
 
 def _remarks(iteration: Iteration, reason: str, seeds: Sequence[int]) -> list[str]:

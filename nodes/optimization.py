@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -10,7 +11,14 @@ import comfy.sample
 import comfy.samplers
 from torch import Tensor
 
-from ..dno_core import Backpropagation, Problem, Trajectory, require_gradients
+from ..dno_core import (
+    Backpropagation,
+    Problem,
+    Trajectory,
+    best_iterations,
+    require_gradients,
+    weights_of,
+)
 from .climb import climb
 from .comfy_bridge.decoding import BlockDecoder
 from .comfy_bridge.forecast import forecast_line
@@ -74,7 +82,9 @@ def _resumed_or_begun(request: Request, latent: Tensor, sigmas: Tensor) -> Traje
         "Raise iterations to go on.",
         request.node_id,
     )
-    return request.resume
+    weights = weights_of([term.info for term in request.terms])
+    best = best_iterations(request.resume.terms, request.resume.records, weights)
+    return request.resume if best == request.resume.best else replace(request.resume, best=best)
 
 
 def _require_climbable(request: Request) -> None:

@@ -65,9 +65,14 @@ class Result:
     trajectory: Trajectory
 
 
-def meta(request: Request, seeds: Sequence[int] = ()) -> dict[str, Any]:
-    """What a trajectory says of its run besides numbers. `seeds`: of every image, if screened."""
-    chosen = {"screened_seeds": list(seeds)} if seeds else {}
+def meta(request: Request, seeds: Sequence[int] = (), checked: bool = False) -> dict[str, Any]:
+    """What a trajectory says of its run besides numbers.
+
+    `seeds`: of every image, if screened. `checked`: whether the gradient passed its check.
+    """
+    chosen: dict[str, Any] = {"screened_seeds": list(seeds)} if seeds else {}
+    if checked:
+        chosen["gradient_checked"] = True
     earlier = request.resume.meta if request.resume else {}
     return {
         **earlier,

@@ -25,9 +25,9 @@ def is_done(request: Request) -> bool:
 
 
 def checks_gradient(request: Request) -> bool:
-    """Whether the first gradient is to be checked: not again where it was checked already."""
-    checked = request.resume is not None and request.resume.last > 0
-    return request.check_gradient and not checked
+    """Whether the first gradient is to be checked: not again where this run's was already."""
+    earlier = request.resume
+    return request.check_gradient and not (earlier and earlier.meta.get("gradient_checked"))
 
 
 def require_same_run(request: Request, latent: Tensor) -> None:

@@ -64,5 +64,5 @@ def stock_run(request: Request, latent: Tensor, sigmas: Tensor) -> tuple[Tensor,
             seconds=0.0,
             optimizer_state={},
         )
-        recorder.add(iteration, samples)
+        recorder.add(iteration, samples.float())
         return samples, recorder.finish("0 iterations asked for", meta=meta(request))

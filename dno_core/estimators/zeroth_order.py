@@ -236,7 +236,7 @@ def image_slope(gains: Tensor, moves: Tensor, combination: Combination, scaling:
         gram = torch.einsum("qbp,rbp->bqr", moves, moves)
         usual = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(tiny)[:, None, None]
         ridge = RIDGE * torch.eye(len(moves), dtype=moves.dtype, device=moves.device)
-        shares = torch.linalg.solve(gram / usual + ridge, shares.T).T
+        shares = _solve(gram / usual + ridge, shares.T).T
     direction = torch.einsum("qb,qbp->bp", shares, moves)
     direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(tiny)
     if scaling == "unit":
@@ -244,6 +244,13 @@ def image_slope(gains: Tensor, moves: Tensor, combination: Combination, scaling:
     along = torch.einsum("bp,qbp->qb", direction, moves)
     length = (gains.to(moves) * along).sum(0) / along.square().sum(0).clamp_min(tiny)
     return direction * length[:, None]
+
+
+def _solve(matrices: Tensor, values: Tensor) -> Tensor:
+    """The solution [B,q] of [B,q,q] systems; on the CPU where Apple's backend has no solver."""
+    if matrices.device.type == "mps":
+        return torch.linalg.solve(matrices.cpu(), values.cpu()).to(values.device)
+    return torch.linalg.solve(matrices, values)
 
 
 def inside(image: Tensor, scale: float) -> Tensor:

@@ -5,6 +5,7 @@ Tang et al. (ICML 2025), section 4.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, Protocol
 
@@ -49,10 +50,13 @@ def arrangements(
 
 
 def lowest_log_p(flat: Tensor, k: int, permuted: Arrangements) -> Tensor:
-    """log P(z) [B] of noise [B,n]: the smallest bound over its own order and all permutations."""
+    """log P(z) [B] of noise [B,n]: the smallest bound over its own order and all permutations.
+
+    -inf for noise so large that its squares overflow.
+    """
     lows = [row_statistics(_own_columns(flat, k)).lowest.amin(1)]
     lows += [found.lowest.amin(1) for found in permuted.statistics(flat, k)]
-    return torch.stack(lows).amin(0)
+    return torch.nan_to_num(torch.stack(lows).amin(0), nan=-math.inf, neginf=-math.inf)
 
 
 def permutation_penalty(flat: Tensor, k: int, permuted: Arrangements) -> tuple[Tensor, Tensor]:

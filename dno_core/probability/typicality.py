@@ -69,8 +69,10 @@ class Typicality:
             return TypicalityReading(log_p, quantile)
         step_log_p, step_quantile = self._measure(z.flatten(2).flatten(0, 1).float())
         step_quantile = step_quantile.view(steps, images)
-        lowest = step_quantile.double() if z.device.type != "mps" else step_quantile
-        step_low = -torch.expm1(steps * torch.log1p(-lowest.amin(0)))
+        worst = step_quantile.amin(0)
+        if z.device.type in ("cpu", "cuda"):  # others have no float64
+            worst = worst.double()
+        step_low = -torch.expm1(steps * torch.log1p(-worst))
         return TypicalityReading(
             log_p, quantile, step_log_p.view(steps, images), step_quantile, step_low.to(quantile)
         )

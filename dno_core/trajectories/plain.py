@@ -31,9 +31,11 @@ def from_json(kind: Any, text: bytes) -> Any:
     """The `kind` (a dataclass, say) that was written. Raises Unfit; nothing is ever executed."""
     try:
         data = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
+        return _built(kind, data, "run")
     except (ValueError, RecursionError) as error:
+        if isinstance(error, Unfit):
+            raise
         raise Unfit(f"its JSON cannot be read ({type(error).__name__})") from error
-    return _built(kind, data, "run")
 
 
 def _refuse_constant(name: str) -> None:

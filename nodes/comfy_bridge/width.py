@@ -8,12 +8,28 @@ from typing import Any
 
 import comfy.conds
 import comfy.model_management
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .scope import controls_of
 
 MOST_IMAGES = 64
 """Beyond, an accelerator has long been busy, and a cancel would wait."""
+
+GUIDANCE_PATCHES = (
+    "sampler_cfg_function",
+    "sampler_pre_cfg_function",
+    "sampler_post_cfg_function",
+    "sampler_calc_cond_batch_function",
+    "model_function_wrapper",
+)
+NETWORK_PATCHES = ("patches", "patches_replace")
+BATCH_WRAPPERS = (
+    WrappersMP.PREDICT_NOISE,
+    WrappersMP.CALC_COND_BATCH,
+    WrappersMP.APPLY_MODEL,
+    WrappersMP.DIFFUSION_MODEL,
+)
 
 MEMORY_SHARE = 0.5
 """Of the free memory: ComfyUI's estimate of a forward is one, and the fragments add up."""
@@ -27,9 +43,11 @@ def runs_wide(guider: Any, batch: int) -> bool:
 
     ComfyUI repeats conditioning to the batch it meets, whole batches one after another. That is
     right where there is one entry, or one for every image. Else images would get each other's
-    prompts, masks or hints, as they would where a hint differs from image to image.
+    prompts, masks or hints, as they would where a hint differs from image to image. Patches of the
+    guidance or of the network may look at the whole batch (a mean over it, a reference in it):
+    with any of them probes run by themselves.
     """
-    if guider.model_options.get("context_handler") is not None:
+    if guider.model_options.get("context_handler") is not None or _is_patched(guider):
         return False
     for entry in chain.from_iterable(guider.conds.values()):
         if "gligen" in entry or "num_video_frames" in entry.get("model_conds", {}):
@@ -37,6 +55,18 @@ def runs_wide(guider: Any, batch: int) -> bool:
         if not {len(each) for each in _batched(entry)} <= {1, batch}:
             return False
     return all(_hints(control) <= {1} for control in controls_of(guider.conds))
+
+
+def _is_patched(guider: Any) -> bool:
+    options = guider.model_options
+    inner = options.get("transformer_options", {})
+    wrappers = [options.get("wrappers", {}), inner.get("wrappers", {})]
+    wrappers.append(guider.inner_model.current_patcher.wrappers)
+    return (
+        any(options.get(name) for name in GUIDANCE_PATCHES)
+        or any(inner.get(name) for name in NETWORK_PATCHES)
+        or any(each.get(kind) for each in wrappers for kind in BATCH_WRAPPERS)
+    )
 
 
 def memory_room(guider: Any, shape: tuple[int, ...]) -> int:

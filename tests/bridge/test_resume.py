@@ -153,6 +153,26 @@ def test_the_first_gradient_is_not_checked_again(models: dict[str, Any]) -> None
     assert calls.count == 2 * 3 + 3, "two forward passes and one sweep of three steps"
 
 
+def test_a_gradient_that_was_never_checked_is_checked_on_resume(models: dict[str, Any]) -> None:
+    part = run(models, 1, check_gradient=False).trajectory
+    calls = Calls(models["model"], -1, interrupt)
+    resumed = run({**models, "model": calls.model}, 2, resume=part).trajectory
+    assert calls.count >= 2 * 3 + 3 + 2 * 3, "and two forward passes more, to check"
+    assert "gradient_checked" not in part.meta and resumed.meta["gradient_checked"]
+
+
+def test_a_run_with_nothing_left_to_do_chooses_its_best_by_the_weights_of_now(
+    models: dict[str, Any],
+) -> None:
+    def mix(weight: float) -> tuple[Term, ...]:
+        return wavy_reward(), Term(rewards.create("darkness"), weight, "minimize")
+
+    part = run(models, 3, terms=mix(0.0), learning_rate=0.1).trajectory
+    done = run(models, 3, terms=mix(1000.0), resume=part).trajectory
+    lightest = min(range(4), key=lambda i: part.records[i].scores[1][0])
+    assert part.best != done.best == (lightest,)
+
+
 def test_a_time_limit_counts_the_new_iterations_only(models: dict[str, Any]) -> None:
     part = run(models, 2).trajectory
     spent = tuple(dataclasses.replace(record, seconds=1000.0) for record in part.records)

@@ -125,6 +125,28 @@ def test_flux_runs_wide() -> None:
     )
 
 
+def patched(name: str) -> Any:
+    """A model with a patch of ComfyUI's own that looks at the whole batch, or might."""
+    from comfy_extras import nodes_freelunch, nodes_lumina2, nodes_mahiro
+
+    model = tiny.sd_model(DOUBLE)
+    if name == "mahiro":
+        return nodes_mahiro.Mahiro.execute(model).result[0]
+    if name == "renorm":
+        return nodes_lumina2.RenormCFG.execute(model, 100.0, 1.0).result[0]
+    if name == "free_u":
+        return nodes_freelunch.FreeU_V2.execute(model, 1.3, 1.4, 0.9, 0.2).result[0]
+    clone = model.clone()
+    clone.add_wrapper_with_key("diffusion_model", "someone", lambda run, *a, **k: run(*a, **k))
+    return clone
+
+
+@pytest.mark.parametrize("name", ["mahiro", "renorm", "free_u", "wrapper"])
+def test_patches_that_may_look_at_the_whole_batch_are_run_one_probe_at_a_time(name: str) -> None:
+    assert room() == WIDTH
+    assert room(model=patched(name)) == 1
+
+
 @pytest.mark.parametrize("rows", [2, 5])
 def test_prompts_that_do_not_fit_the_batch_are_run_one_probe_at_a_time(rows: int) -> None:
     """ComfyUI repeats or cuts them to a batch of 3; a wide one would deal them out otherwise."""

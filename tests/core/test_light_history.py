@@ -48,3 +48,13 @@ def test_lights_of_different_rewards_are_different_lights() -> None:
     first, second = lights_of_run((INFO, *JUDGES), run)
     assert "'judge 2'" in first and first.endswith("First lit at iteration 1.")
     assert "'judge 1'" in second and second.endswith("First lit at iteration 2.")
+
+
+def test_the_lights_of_a_run_are_those_that_every_iteration_had() -> None:
+    """Out of the range, back, and out again: worded as the newest iteration words it."""
+    outside = (2, 3, 6, 7, 8)
+    quantiles = [0.001 if i in outside else 0.4 for i in range(9)]
+    run = records(quantiles, [0.0] * 9, [[1.0] * 9] * 2)
+    told = lights_of_run((INFO, *JUDGES), run)
+    assert warning_lights((INFO, *JUDGES), run)[0] in told[0] and "since iteration 6" in told[0]
+    assert told[0].endswith("First lit at iteration 2.") and len(told) == 1

@@ -121,6 +121,13 @@ def test_noise_smaller_than_a_row_has_no_reading_per_step() -> None:
     assert reading.step_log_p is reading.step_quantile is reading.step_low is None
 
 
+@pytest.mark.parametrize("size", [1e3, 1e17, 1e18, 1e30])
+def test_noise_whose_squares_overflow_is_not_typical(size: float) -> None:
+    reading = Typicality(permutations=20)(noise(3, 2, 5, 4, 8, 8) * size)
+    assert not bool(reading.log_p.isnan().any()) and not bool(reading.typical.any())
+    assert reading.step_low is not None and float(reading.step_low.max()) < 0.01
+
+
 def test_measuring_leaves_the_noise_and_the_global_generator_alone() -> None:
     z = noise(3, 2, 1, 4, 16, 16)
     before, state = z.clone(), torch.random.get_rng_state()

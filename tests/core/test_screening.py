@@ -9,7 +9,7 @@ import torch
 from core_models import FakeReward, conv_denoiser, red, small_noise, small_problem, wave
 from torch import Tensor
 
-from comfyui_dno.dno_core import Term, Typicality, screen
+from comfyui_dno.dno_core import NonFinite, Term, Typicality, screen
 
 QUICK = Typicality(permutations=5)
 COUNT = 6
@@ -103,3 +103,14 @@ def test_each_candidate_is_announced_once_it_is_scored() -> None:
 def test_no_candidate_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be screened. Ask for 1 or more"):
         screen(draw, small_problem(), (1.0,), 0, QUICK)
+
+
+def test_a_candidate_that_gives_nan_is_passed_over_and_the_users_own_is_not() -> None:
+    def broken(which: int) -> Callable[[int], Tensor]:
+        return lambda index: draw(index) * (float("nan") if index == which else 1.0)
+
+    found = screen(broken(2), small_problem(), (1.0,), 4, QUICK)
+    assert 2 not in found.chosen and bool(torch.isfinite(found.noise).all())
+    assert found.objectives[2] == (float("-inf"),) * 3
+    with pytest.raises(NonFinite):
+        screen(broken(0), small_problem(), (1.0,), 4, QUICK)

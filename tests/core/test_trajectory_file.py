@@ -135,6 +135,15 @@ def test_infinities_are_written_as_standard_json() -> None:
     assert back["a"][:2] == [math.inf, -math.inf] and math.isnan(back["a"][2])
 
 
+@pytest.mark.parametrize("depth", [400, 800, 100_000])
+def test_nesting_without_end_is_read_or_refused(depth: int) -> None:
+    text = '{"a": ' + "[" * depth + "]" * depth + "}"
+    try:
+        from_json(dict[str, Any], text.encode("utf-8"))
+    except ValueError as error:
+        assert "JSON" in str(error) and depth > 400
+
+
 def test_what_is_not_plain_is_not_written() -> None:
     with pytest.raises(TypeError, match="Tensor"):
         to_json({"a": torch.ones(1)})
