@@ -11,11 +11,9 @@ gradient, 0 chance. Writes probes.json; about four minutes on one core.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,26 +22,15 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # the demo model is too small for more
 
 import torch
+from checkout import ROOT, map_pack
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ("cat face", "red apple on blue", "pig, flat style", "sunflower")
 REWARDS = ("jpeg_compressibility", "darkness", "clip_score", "contrast")
 SCALES = (0.01, 0.03, 0.1, 0.2)
 RUNS = (4, 8, 16)
 HELD_OUT = 16
 STEPS, SEED = 10, 11
-
-
-def import_pack() -> None:
-    """Make the checkout importable as comfyui_dno."""
-    spec = importlib.util.spec_from_file_location(
-        "comfyui_dno", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None and spec.loader is not None
-    pack = importlib.util.module_from_spec(spec)
-    sys.modules["comfyui_dno"] = pack
-    spec.loader.exec_module(pack)
 
 
 def differences(problem: Any, z: Tensor, scale: float, antithetic: bool, key: int) -> Iterator[Any]:
@@ -112,7 +99,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     given = parser.parse_args()
     began = time.perf_counter()
-    import_pack()
+    map_pack()
     from comfyui_dno.benchmarks.experiments.cases import Case
     from comfyui_dno.benchmarks.experiments.setting import Lab
     from comfyui_dno.dno_core import Term

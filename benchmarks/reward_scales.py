@@ -15,7 +15,6 @@ import importlib.util
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +23,9 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # the demo model is too small for more
 
 import torch
+from checkout import ROOT, start_comfyui
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS, CFG, SAMPLER, SCHEDULER = 10, 3.0, "euler_ancestral", "normal"
 COLOURS = "#000000 #ffffff #ff0000 #00ff00 #0000ff #ffff00 #ff00ff #00ffff".split()
 
@@ -39,28 +38,6 @@ def things() -> list[str]:
     vocabulary = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(vocabulary)
     return [vocabulary.name_of(thing) for thing in vocabulary.LISTED]
-
-
-def start_comfyui() -> None:
-    """Put the pack (as comfyui_dno) and ComfyUI, set to the CPU, on the import path."""
-    spec = importlib.util.spec_from_file_location(
-        "comfyui_dno", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None and spec.loader is not None
-    pack = importlib.util.module_from_spec(spec)
-    sys.modules["comfyui_dno"] = pack
-    spec.loader.exec_module(pack)
-    from comfyui_dno.launcher import comfyui
-
-    tree = next(comfyui.places(), None)
-    if tree is None:
-        sys.exit("No ComfyUI was found. Set COMFYUI_PATH, or run: python run.py demo")
-    sys.path.insert(0, str(tree))
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
-    comfy.cli_args.args.base_directory = tempfile.mkdtemp(prefix="dno-scales-")
-    torch.set_num_threads(1)
 
 
 def plain_samples(prompts: list[str], seeds: int) -> Iterator[tuple[str, Tensor]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from comfyui_dno.dno_core import Problem, Term
 
+from ..checkout import start_comfyui
 from .cases import Case
 from .counting import Costs, CountingDecoder, CountingMap
 
@@ -41,23 +40,6 @@ class Bench:
     @property
     def key(self) -> int:
         return self.cases[0].seed
-
-
-def start_comfyui() -> None:
-    """Put ComfyUI, set to the CPU, on the import path, unless it is there already."""
-    if "comfy" in sys.modules:
-        return
-    from comfyui_dno.launcher import comfyui
-
-    tree = next(comfyui.places(), None)
-    if tree is None:
-        sys.exit("No ComfyUI was found. Set COMFYUI_PATH, or run: python run.py demo")
-    sys.path.insert(0, str(tree))
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
-    comfy.cli_args.args.base_directory = tempfile.mkdtemp(prefix="dno-experiment-")
-    torch.set_num_threads(1)
 
 
 class Lab:

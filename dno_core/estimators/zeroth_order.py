@@ -15,7 +15,7 @@ see twice as many directions for the same cost and do better.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, get_args
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..objective import Term
 from ..problem import Evaluation, Problem
-from .probes import BlackBox, black_box, directions, noise_differences
+from .probes import BlackBox, Difference, black_box, directions, noise_differences
 
 Combination = Literal["least squares", "sum"]
 Scaling = Literal["fit", "unit"]
@@ -76,7 +76,32 @@ class Probing:
 
 
 @dataclass(frozen=True)
-class ZoSgd(Probing):
+class NoiseProbing(Probing):
+    """Probes of the noise: each is one more run of the model. `gaussian` rescales them."""
+
+    gaussian: bool = True
+
+    def runs(self, terms: Sequence[Term]) -> int:
+        return self.evaluations
+
+    def differences(
+        self, box: BlackBox, z: Tensor, image: Tensor, key: int
+    ) -> Iterator[Difference]:
+        return noise_differences(
+            box,
+            z,
+            image,
+            key,
+            count=self.count,
+            scale=self.scale,
+            antithetic=self.antithetic,
+            gaussian=self.gaussian,
+            probe_batch=self.probe_batch,
+        )
+
+
+@dataclass(frozen=True)
+class ZoSgd(NoiseProbing):
     """ZO-SGD: no graph is ever built, neither of the model nor of the decoder or the reward.
 
     With `gaussian`, probes are (z +- mu xi) / s, s = sqrt(1 + mu^2): Gaussian where z is. A linear
@@ -85,10 +110,6 @@ class ZoSgd(Probing):
     """
 
     probes: int = 64
-    gaussian: bool = True
-
-    def runs(self, terms: Sequence[Term]) -> int:
-        return self.evaluations
 
     def pulls(self, terms: Sequence[Term]) -> bool:
         return False
@@ -99,17 +120,7 @@ class ZoSgd(Probing):
         total = torch.zeros_like(z)
         if box is None:
             return total
-        found = noise_differences(
-            box,
-            z,
-            evaluation.image,
-            key,
-            count=self.count,
-            scale=self.scale,
-            antithetic=self.antithetic,
-            gaussian=self.gaussian,
-            probe_batch=self.probe_batch,
-        )
+        found = self.differences(box, z, evaluation.image, key)
         for xi, gain, _ in found:
             total += gain.to(z).view(1, -1, *[1] * (z.ndim - 2)) * xi
         stretch = math.sqrt(1 + self.scale**2) if self.gaussian else 1.0
@@ -157,7 +168,7 @@ class Hybrid1(Probing):
 
 
 @dataclass(frozen=True)
-class Hybrid2(Probing):
+class Hybrid2(NoiseProbing):
     """Hybrid-2: every probe is an image that the model draws; the paper's best.
 
     `combination` of what the probes showed, dr_j the objective's gain for the move dx_j:
@@ -179,7 +190,6 @@ class Hybrid2(Probing):
     fit needs no correction for it.
     """
 
-    gaussian: bool = True
     combination: Combination = "least squares"
     scaling: Scaling = "fit"
 
@@ -188,9 +198,6 @@ class Hybrid2(Probing):
         for given, known in ((self.combination, Combination), (self.scaling, Scaling)):
             if given not in get_args(known):
                 raise ValueError(f"'{given}' is unknown here. Use one of {get_args(known)}.")
-
-    def runs(self, terms: Sequence[Term]) -> int:
-        return self.evaluations
 
     def pulls(self, terms: Sequence[Term]) -> bool:
         return True
@@ -212,17 +219,7 @@ class Hybrid2(Probing):
         box = black_box(problem, evaluation, chosen)
         if box is None:
             return None
-        found = noise_differences(
-            box,
-            z,
-            evaluation.image,
-            key,
-            count=self.count,
-            scale=self.scale,
-            antithetic=self.antithetic,
-            gaussian=self.gaussian,
-            probe_batch=self.probe_batch,
-        )
+        found = self.differences(box, z, evaluation.image, key)
         gains, moves = zip(*((gain, move.flatten(1)) for _, gain, move in found), strict=True)
         slope = image_slope(torch.stack(gains), torch.stack(moves), self.combination, self.scaling)
         return slope.view_as(evaluation.image)
