@@ -18,9 +18,6 @@ BUDGET = LOOKS + BUDGET_ITERATIONS * (LOOKS + BACK)
 
 PROMPTS, TUNED_ON = 8, 3
 
-LONG, LONG_PROMPTS = 30, 4
-"""Iterations of one long climb, and what it is run on."""
-
 REWARDS = {"jpeg": "jpeg_compressibility", "clip": "clip_score"}
 REWARD_OPTIONS: dict[str, dict[str, Any]] = {"jpeg": {"quality": 95}, "clip": {}}
 TITLES = {"jpeg": "JPEG size", "clip": "CLIPScore as a black box"}
@@ -125,25 +122,6 @@ def _contrasts(reward: str) -> tuple[Contrast, ...]:
     )
 
 
-LONG_ARMS = (
-    Arm(
-        "long_hybrid_2",
-        f"Hybrid-2, {LONG} iterations",
-        _recipe("jpeg", HYBRID_2, LONG),
-        like="jpeg_hybrid_2",
-        prompts=LONG_PROMPTS,
-        rank=2,
-    ),
-    Arm(
-        "long_best_of_n",
-        "best of N, as long",
-        _plain("jpeg", int(LONG * (LOOKS * (1 + PROBES) + BACK) / (LOOKS + BACK))),
-        (1.0,),
-        prompts=LONG_PROMPTS,
-        rank=2,
-    ),
-)
-
 GRADIENT = Arm(
     "clip_gradient",
     "true gradient",
@@ -156,11 +134,10 @@ GRADIENT = Arm(
 EXPERIMENT = Experiment(
     name="black_box",
     title="Rewards without a gradient: Hybrid-2, Hybrid-1, ZO-SGD",
-    arms=(*(arm for reward in REWARDS for arm in _arms(reward)), GRADIENT, *LONG_ARMS),
+    arms=(*(arm for reward in REWARDS for arm in _arms(reward)), GRADIENT),
     contrasts=(
         *(contrast for reward in REWARDS for contrast in _contrasts(reward)),
         *(Contrast(f"clip_{name}", "clip_gradient") for name in ("hybrid_2", "hybrid_1", "zo_sgd")),
-        Contrast("long_hybrid_2", "long_best_of_n"),
     ),
     figures=(
         *(
@@ -173,6 +150,5 @@ EXPERIMENT = Experiment(
             )
             for reward in REWARDS
         ),
-        Figure("JPEG size, a long run", tuple(arm.name for arm in LONG_ARMS)),
     ),
 )
