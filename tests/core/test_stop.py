@@ -72,7 +72,7 @@ def fires_at(rule: StopRule, run: Sequence[Record]) -> int | None:
     return None
 
 
-def test_iterations_and_seconds_count_the_run_and_the_session() -> None:
+def test_iterations_count_the_whole_run_and_seconds_what_is_new() -> None:
     run = records(single(0, 0, 0, 0), start=10, seconds=4.0)
     assert fires_at(after_iterations(12), run) == 12
     assert fires_at(after_iterations(14), run) is None
