@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import os
 import sys
@@ -32,11 +31,8 @@ COLOURS = "#000000 #ffffff #ff0000 #00ff00 #0000ff #ffff00 #ff00ff #00ffff".spli
 
 def things() -> list[str]:
     """The names of the 60 things on which the demo model's recognisability is measured."""
-    path = ROOT / "demo" / "training" / "vocabulary.py"
-    spec = importlib.util.spec_from_file_location("demo_vocabulary", path)
-    assert spec is not None and spec.loader is not None
-    vocabulary = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(vocabulary)
+    from comfyui_dno.demo.training import vocabulary
+
     return [vocabulary.name_of(thing) for thing in vocabulary.LISTED]
 
 

@@ -14,7 +14,7 @@ from .lights import warning_lights
 from .loop import Iteration, Settings, Update, optimize
 from .noise_map.sampler import Denoiser, NoiseMap, Path, SamplerMap, sample, sweep, vjp
 from .noise_map.steps import Step, ddim_steps, flow_steps, noise_count, vp_sigmas
-from .objective import Reward, Term, TermInfo, objective, weights_of
+from .objective import Reward, Term, TermInfo, climbed, objective, weights_of
 from .optimizers import OPTIMIZERS, NoiseOptimizer
 from .probability.norms import NormRegularizer, SphereProjection
 from .probability.regularizers import NoRegularizer, PermutationRegularizer, Regularizer
@@ -88,6 +88,7 @@ __all__ = [
     "after_seconds",
     "at_target",
     "best_iterations",
+    "climbed",
     "ddim_steps",
     "first_reason",
     "flow_steps",

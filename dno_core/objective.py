@@ -79,6 +79,11 @@ class TermInfo:
     watch: bool
 
 
+def climbed(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """The terms that pull: weighted, and not only watched."""
+    return tuple(term for term in terms if term.weight and not term.watch)
+
+
 def weights_of(terms: Sequence[Term | TermInfo]) -> tuple[float, ...]:
     """The weights a run starts with; a watched term has weight 0."""
     return tuple(0.0 if term.watch else term.weight for term in terms)

@@ -16,6 +16,7 @@ from ..dno_core import (
     Problem,
     Trajectory,
     best_iterations,
+    climbed,
     require_gradients,
     weights_of,
 )
@@ -88,7 +89,7 @@ def _resumed_or_begun(request: Request, latent: Tensor, sigmas: Tensor) -> Traje
 
 
 def _require_climbable(request: Request) -> None:
-    if all(term.watch or not term.weight for term in request.terms):
+    if not climbed(request.terms):
         raise ValueError(
             "Every reward is only watched, so nothing pulls the picture anywhere. "
             "Give one reward of the mix a weight and switch its watch_only off."

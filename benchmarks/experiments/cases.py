@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-VOCABULARY = Path(__file__).resolve().parents[2] / "demo" / "training" / "vocabulary.py"
+from comfyui_dno.demo.training import vocabulary
+
 DEVELOPMENT_THINGS = 16
 BATCH = 8
 
@@ -50,7 +48,6 @@ def _prompts() -> list[str]:
 
     No style word: the reward model and the judge learnt from different drawing styles.
     """
-    vocabulary = _vocabulary()
     shuffle = random.Random(20250711)
     names = [vocabulary.name_of(thing) for thing in vocabulary.LISTED]
     shuffle.shuffle(names)
@@ -59,11 +56,3 @@ def _prompts() -> list[str]:
         f"{name} on {shuffle.choice([c for c in colours if c not in name])}" if index % 2 else name
         for index, name in enumerate(names)
     ]
-
-
-def _vocabulary() -> Any:
-    spec = importlib.util.spec_from_file_location("demo_vocabulary", VOCABULARY)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -38,7 +38,7 @@ def snapshot(iteration: Iteration) -> Snapshot:
         image=iteration.image,
         objective=iteration.objective,
         quantile=reading.quantile,
-        step_low=getattr(reading, "step_low", None),
+        step_low=reading.step_low,
         saturated=iteration.saturated,
     )
 

@@ -131,8 +131,7 @@ def best_so_far(
         now = Snapshot(found.image, found.objective, saturated=found.saturated)
         if measured:
             reading = typicality(z)
-            low = getattr(reading, "step_low", None)
-            now = replace(now, quantile=reading.quantile, step_low=low)
+            now = replace(now, quantile=reading.quantile, step_low=reading.step_low)
         best = now if best is None else _better(best, now)
         yield best
         price = bench.costs.spent - before

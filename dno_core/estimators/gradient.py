@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..objective import Term
+from ..objective import Term, climbed
 from ..problem import Evaluation, Problem
 from .zeroth_order import Hybrid2
 
@@ -84,11 +84,6 @@ class Auto(GradientEstimator):
             own = evaluation.image_gradient
             slope = own if slope is None else slope + own
         return torch.zeros_like(z) if slope is None else problem.gradient(z, evaluation, slope)
-
-
-def climbed(terms: Sequence[Term]) -> tuple[Term, ...]:
-    """The terms that pull: weighted, and not only watched."""
-    return tuple(term for term in terms if term.weight and not term.watch)
 
 
 def is_black_box(term: Term) -> bool:
