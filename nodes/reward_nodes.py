@@ -43,7 +43,7 @@ def widget(item: Input) -> io.Input:
         return io.Color.Input(item.name, **shared)
     if item.kind == "string":
         return io.String.Input(item.name, **shared)
-    folders = model_folders() if item.kind == "folder" else {}
+    folders = model_folders() if item.kind == "model" else {}
     return io.Combo.Input(item.name, options=[*item.choices, *folders], **shared)
 
 
@@ -154,7 +154,7 @@ class RewardLoader(io.ComfyNode):
         folders = model_folders()
         inputs = {item.name: reward[item.name] for item in spec.inputs if item.name in reward}
         for item in spec.inputs:
-            if item.kind == "folder" and inputs.get(item.name) in folders:
+            if item.kind == "model" and inputs.get(item.name) in folders:
                 inputs[item.name] = str(folders[inputs[item.name]])
         term = Term(create(spec.name, **inputs), weight, goal, target, watch_only, context)
         return io.NodeOutput((term,))

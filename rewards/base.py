@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
+
+from .files.source import Source
+
+Group = Literal["pixels", "prompt", "taste", "reference", "black box"]
+"""What a reward looks at; Reward Loader lists them in this order."""
+
+Kind = Literal[
+    "float",
+    "int",
+    "bool",
+    "string",
+    "text",
+    "choice",
+    "colour",
+    "model",
+    "precision",
+    "clip_vision",
+]
 
 
 class RewardError(ValueError):
@@ -54,11 +72,14 @@ class Reward(Protocol):
 class Input:
     """One setting of a reward, as `create` takes it and as Reward Loader shows it.
 
-    kind "folder" is a model folder: one of `choices`, or a path.
+    kind "text" is a string of several lines. "model" is a path as a string, of a file with one of
+    `suffixes` or of a folder where `folders`; or one of `choices`; `sources` are what can be
+    downloaded. "precision" is "auto", "float32", "float16" or "bfloat16". "clip_vision" is an
+    ImageTower or None; in the graph it is a CLIP_VISION socket.
     """
 
     name: str
-    kind: Literal["float", "int", "string", "choice", "colour", "folder"]
+    kind: Kind
     default: Any
     tooltip: str
     min: float | None = None
@@ -66,13 +87,19 @@ class Input:
     step: float | None = None
     choices: tuple[str, ...] = ()
     advanced: bool = False
+    suffixes: tuple[str, ...] = ()
+    folders: bool = False
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True)
 class Spec:
     """A reward's entry in the registry: every reward file has one, named SPEC.
 
-    create: takes the inputs by name. prompt: the tooltip of its prompt socket, "" for no prompt.
+    create: takes the inputs by name. prompt, reference: the tooltips of its prompt socket and of
+    its reference picture's, "" for none. needs_prompt: whether it refuses to run without one.
+    scale_source: where its `scale` comes from: the command that measured it, or what was published.
+    licence: of the weights, "" where there are none.
     """
 
     name: str
@@ -82,6 +109,15 @@ class Spec:
     create: Callable[..., Reward]
     inputs: tuple[Input, ...] = ()
     prompt: str = ""
+    needs_prompt: bool = True
+    reference: str = ""
+    group: Group = "pixels"
+    scale_source: str = "python benchmarks/reward_scales.py"
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        if self.group not in get_args(Group):
+            raise ValueError(f"The group '{self.group}' is unknown. Use one of {get_args(Group)}.")
 
 
 @dataclass(frozen=True)

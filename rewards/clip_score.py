@@ -83,12 +83,13 @@ SPEC = Spec(
     inputs=(
         Input(
             "model",
-            "folder",
+            "model",
             DEMO_REWARD,
             "The image-text model that judges. The demo models know only what DNO Demo Model "
             "draws; for other checkpoints put a CLIP folder in transformers format (config.json, "
             "model.safetensors, tokenizer) into models/dno_rewards/.",
             choices=(DEMO_REWARD, DEMO_JUDGE),
+            folders=True,
         ),
         Input(
             "template",
@@ -102,4 +103,5 @@ SPEC = Spec(
     ),
     prompt="The text the picture should show. Wire the same text into CLIP Text Encode and here; "
     "CONDITIONING cannot be read back.",
+    group="prompt",
 )

@@ -24,4 +24,5 @@ SPEC = Spec(
     "A richer picture: the larger its JPEG file, the higher the score. It has no gradient.",
     create,
     inputs=(QUALITY,),
+    group="black box",
 )
