@@ -32,6 +32,13 @@ class RewardError(ValueError):
     """A reward cannot be used as asked: what happened and what to do, in two sentences."""
 
 
+class RewardUnavailable(RewardError, OSError):
+    """Another program that a reward asks does not answer as it should.
+
+    As an OSError, it ends a run that has won something with a warning and the best so far.
+    """
+
+
 @dataclass(frozen=True)
 class Context:
     """What the images are scored against.

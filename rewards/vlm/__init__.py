@@ -1,0 +1,1 @@
+"""Asking a vision-language model behind an OpenAI-compatible server."""
