@@ -8,7 +8,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.sample
-import comfy.samplers
 from torch import Tensor
 
 from ..dno_core import (
@@ -60,9 +59,7 @@ def run(request: Request) -> Result:
         _require_climbable(request)
     latent = _model_latent(request.model, request.latent)
     refuse_wrong_vae(request.model, request.vae)
-    sigmas = _sigmas(request)
-    if len(sigmas) < 2:
-        raise ValueError("With denoise 0 there is nothing to sample. Set denoise above 0.")
+    sigmas = request.drawing.sigmas(request.eta)
     require_same_run(request, latent)
     if request.iterations == 0 and request.resume is None and not screened(request):
         samples, trajectory = stock_run(request, latent, sigmas)
@@ -117,21 +114,6 @@ def _model_latent(model: Any, latent: dict[str, Any]) -> Tensor:
     return fixed
 
 
-def _sigmas(request: Request) -> Tensor:
-    """The schedule that the stock KSampler takes for the same widgets."""
-    name = "euler" if request.eta == 0 else "euler_ancestral"
-    stock = comfy.samplers.KSampler(
-        request.model,
-        steps=request.steps,
-        device=request.model.load_device,
-        sampler=name,
-        scheduler=request.scheduler,
-        denoise=request.denoise,
-        model_options=request.model.model_options,
-    )
-    return stock.sigmas
-
-
 def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
     progress = Progress(request.node_id)
     with gradient_scope():
@@ -160,13 +142,12 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
             trajectories.append(trajectory)
             return final
 
-        positive, negative = request.positive, request.negative
         latent = normal_copies(latent)
 
         def prepare(seed: int) -> Tensor:
-            return comfy.sample.prepare_noise(latent, seed, request.latent.get("batch_index"))
+            return normal_copies(request.drawing.noise({**request.latent, "samples": latent}, seed))
 
-        with guided(model, positive, negative, request.cfg, latent) as guider:
+        with guided(request.drawing.guider(), model, latent) as guider:
             guider.sample(
                 prepare(request.seed),
                 latent,

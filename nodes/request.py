@@ -17,23 +17,17 @@ from ..dno_core import (
     Term,
     Trajectory,
 )
+from .drawing import Drawing
 
 
 @dataclass(frozen=True)
 class Request:
     """What DNO Sampler was asked for; the names are those of its inputs."""
 
-    model: Any
-    positive: Any
-    negative: Any
+    drawing: Drawing
     latent: dict[str, Any]
     vae: Any
     terms: tuple[Term, ...]
-    seed: int
-    steps: int
-    cfg: float
-    scheduler: str
-    denoise: float
     iterations: int
     learning_rate: float
     eta: float = 1.0
@@ -50,6 +44,14 @@ class Request:
     screen_seeds: int = 1
     resume: Trajectory | None = None
     node_id: str | None = None
+
+    @property
+    def model(self) -> Any:
+        return self.drawing.model
+
+    @property
+    def seed(self) -> int:
+        return self.drawing.seed
 
     @property
     def gradient_estimator(self) -> GradientEstimator:
@@ -76,11 +78,7 @@ def meta(request: Request, seeds: Sequence[int] = (), checked: bool = False) -> 
     earlier = request.resume.meta if request.resume else {}
     return {
         **earlier,
-        "seed": request.seed,
-        "steps": request.steps,
-        "cfg": request.cfg,
-        "scheduler": request.scheduler,
-        "denoise": request.denoise,
+        **request.drawing.meta,
         "eta": request.eta,
         "optimizer": request.optimizer,
         "warmup": request.warmup,

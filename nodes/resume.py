@@ -12,8 +12,11 @@ from ..dno_core.trajectories.continuation import (
 )
 from .request import Request, meta
 
-FIXED = ("seed", "steps", "cfg", "scheduler", "denoise", "eta", "optimizer")
-"""Widgets without which the same noise is another picture, or the optimizer's moments are void.
+FIXED = (
+    "seed", "steps", "cfg", "scheduler", "denoise", "sigmas", "guider", "eta", "optimizer"
+)  # fmt: skip
+"""Widgets, and inputs of the advanced node, without which the same noise is another picture or the
+optimizer's moments are void.
 
 Iterations, learning rate, clip, regularizer, estimator and weights only shape what follows.
 """
@@ -41,10 +44,7 @@ def require_same_run(request: Request, latent: Tensor) -> None:
     now = meta(request)
     for name in FIXED:
         if name in earlier.meta and earlier.meta[name] != now[name]:
-            raise NotTheSameRun(
-                f"The run to resume was begun with {name} {earlier.meta[name]} and the widget "
-                f"says {now[name]}. {_remedy(name, earlier.meta[name])}"
-            )
+            raise NotTheSameRun(_other(name, earlier.meta[name], now[name]))
     if earlier.last > 0 and set(earlier.optimizer_state) != set(STATE[request.optimizer]):
         raise NotTheSameRun(
             f"The run to resume holds no moments of {request.optimizer}, so it cannot go on as it "
@@ -56,7 +56,13 @@ def require_same_run(request: Request, latent: Tensor) -> None:
         require_same_shape(noise, noise.new_empty(1).expand(noise.shape[0], *latent.shape))
 
 
-def _remedy(name: str, value: object) -> str:
+def _other(name: str, before: object, now: object) -> str:
+    if name == "sigmas":
+        return (
+            "The run to resume was begun with other sigmas. Connect the same schedule, or "
+            "disconnect resume to begin a new run."
+        )
+    remedy = f"Set {name} to {before}, or disconnect resume to begin a new run."
     if name == "seed":
-        return f"Set seed to {value} and 'control after generate' to fixed."
-    return f"Set {name} to {value}, or disconnect resume to begin a new run."
+        remedy = f"Set seed to {before} and 'control after generate' to fixed."
+    return f"The run to resume was begun with {name} {before} and the widget says {now}. {remedy}"

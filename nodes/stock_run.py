@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import comfy.model_management
-import comfy.sample
 from torch import Tensor
 
 from ..dno_core import (
@@ -23,20 +22,18 @@ from .request import Request, meta
 
 def stock_run(request: Request, latent: Tensor, sigmas: Tensor) -> tuple[Tensor, Trajectory]:
     """0 iterations: ComfyUI's own sampler object on the untouched model, then one scoring."""
-    noise = comfy.sample.prepare_noise(latent, request.seed, request.latent.get("batch_index"))
-    samples = comfy.sample.sample_custom(
-        request.model,
+    noise = request.drawing.noise({**request.latent, "samples": latent}, request.seed)
+    samples = request.drawing.guider().sample(
         noise,
-        request.cfg,
+        latent,
         stock_sampler(request.eta),
         sigmas,
-        request.positive,
-        request.negative,
-        latent,
-        noise_mask=request.latent.get("noise_mask"),
+        denoise_mask=request.latent.get("noise_mask"),
         disable_pbar=True,
         seed=request.seed,
     )
+    management = comfy.model_management
+    samples = samples.to(management.intermediate_device(), management.intermediate_dtype())
     with gradient_scope():
         model_sampling = request.model.get_model_object("model_sampling")
         steps = model_steps(model_sampling, normal_copies(sigmas), request.eta)

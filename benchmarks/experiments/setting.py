@@ -62,6 +62,8 @@ class Lab:
         cfg: float = CFG,
     ) -> Found:
         """Run `work` where the noise-to-latent map lives: inside ComfyUI's own guider."""
+        import comfy.samplers
+
         from comfyui_dno.nodes.comfy_bridge.decoding import BlockDecoder
         from comfyui_dno.nodes.comfy_bridge.loading import reward_patchers, run_model
         from comfyui_dno.nodes.comfy_bridge.sampling import NoiseOptimizationSampler, guided
@@ -85,7 +87,10 @@ class Lab:
             latent = torch.zeros(len(cases), *LATENT)
             positive = self.encode([case.prompt for case in cases])
             negative = self.encode([""] * len(cases))
-            with guided(model, positive, negative, cfg, latent) as guider:
+            stock = comfy.samplers.CFGGuider(self.model)
+            stock.set_conds(positive, negative)
+            stock.set_cfg(cfg)
+            with guided(stock, model, latent) as guider:
                 guider.sample(
                     torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)),
                     latent,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.model_sampling
 import comfy.sampler_helpers
 import comfy.samplers
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from ...dno_core import Path, Step, ddim_steps, flow_steps, noise_count, sweep
 from .hook_frames import HookFrames
+from .loading import run_model
 from .random_states import RandomStates
 from .refusals import refuse_unsupported
 from .scope import NormalInputs, free_control_hints, free_weights, normal_copies
@@ -265,14 +268,18 @@ def _free_latent_format(model: Any) -> None:
 
 
 @contextmanager
-def guided(model: Any, positive: Any, negative: Any, cfg: float, latent: Tensor) -> Iterator[Any]:
-    """A CFGGuider for the run, checked for what cannot be differentiated, cleaned up always.
+def guided(guider: Any, model: Any, latent: Tensor) -> Iterator[Any]:
+    """The guider on the run's own model, checked for what cannot be differentiated.
 
-    ComfyUI leaves models and conditioning on a guider after an exception.
+    It is a copy; other models it holds are made ready for gradients like the first. ComfyUI leaves
+    models and conditioning on a guider after an exception: they are cleaned up always.
     """
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(normal_copies(positive), normal_copies(negative))
-    guider.set_cfg(cfg)
+    guider = copy.copy(guider)
+    guider.model_patcher, guider.model_options = model, model.model_options
+    guider.original_conds = normal_copies(guider.original_conds)
+    for name, value in vars(guider).items():
+        if isinstance(value, comfy.model_patcher.ModelPatcher) and value is not model:
+            setattr(guider, name, run_model(value, ()))
     refuse_unsupported(model, guider.original_conds, latent)
     try:
         yield guider

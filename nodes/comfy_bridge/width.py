@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.conds
 import comfy.model_management
+import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -45,8 +46,10 @@ def runs_wide(guider: Any, batch: int) -> bool:
     right where there is one entry, or one for every image. Else images would get each other's
     prompts, masks or hints, as they would where a hint differs from image to image. Patches of the
     guidance or of the network may look at the whole batch (a mean over it, a reference in it):
-    with any of them probes run by themselves.
+    with any of them, or with a guider of its own arithmetic, probes run by themselves.
     """
+    if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
+        return False
     if guider.model_options.get("context_handler") is not None or _is_patched(guider):
         return False
     for entry in chain.from_iterable(guider.conds.values()):

@@ -62,15 +62,15 @@ def of_request(request: Any) -> Any:
     """All that was connected to the node."""
     controls = [
         entry[1]["control"]
-        for entry in [*request.positive, *request.negative]
+        for entry in [*request.drawing.positive, *request.drawing.negative]
         if "control" in entry[1]
     ]
     return {
         "model": of_model(request.model),
         "vae": of_model(request.vae.patcher),
         "vae object": fingerprint(vars(request.vae)),
-        "positive": fingerprint(request.positive),
-        "negative": fingerprint(request.negative),
+        "positive": fingerprint(request.drawing.positive),
+        "negative": fingerprint(request.drawing.negative),
         "latent": fingerprint(request.latent),
         "controls": [of_control(control) for control in controls],
     }

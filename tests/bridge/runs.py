@@ -22,6 +22,7 @@ Work = Callable[[Problem, Tensor, Callable[[Tensor], Tensor]], Any]
 
 def request(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A Request for two iterations of three steps, quick and without a regularizer."""
+    from comfyui_dno.nodes.drawing import KSamplerDrawing
     from comfyui_dno.nodes.request import Request
 
     batch = changes.pop("batch", 1)
@@ -43,24 +44,28 @@ def request(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     for name, make in (("model", tiny.sd_model), ("vae", tiny.vae)):
         if name not in values:
             values[name] = make(dtype)
-    return Request(**values)
+    if "drawing" not in values:
+        parts = {name: values[name] for name in KSamplerDrawing.__dataclass_fields__}
+        values["drawing"] = KSamplerDrawing(**parts)
+    return Request(**{k: v for k, v in values.items() if k in Request.__dataclass_fields__})
 
 
 def stock(request: Any) -> dict[str, Any]:
     """The LATENT of the stock KSampler node for the same inputs."""
     import nodes
 
+    drawing = request.drawing
     return nodes.common_ksampler(
-        request.model,
-        request.seed,
-        request.steps,
-        request.cfg,
+        drawing.model,
+        drawing.seed,
+        drawing.steps,
+        drawing.cfg,
         "euler" if request.eta == 0 else "euler_ancestral",
-        request.scheduler,
-        request.positive,
-        request.negative,
+        drawing.scheduler,
+        drawing.positive,
+        drawing.negative,
         request.latent,
-        denoise=request.denoise,
+        denoise=drawing.denoise,
     )[0]
 
 
@@ -79,7 +84,7 @@ def inside(request: Any, work: Work) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimization, "climb", climb)
         latent = optimization._model_latent(request.model, request.latent)
-        optimization._optimized(request, latent, optimization._sigmas(request))
+        optimization._optimized(request, latent, request.drawing.sigmas(request.eta))
     return results[0]
 
 

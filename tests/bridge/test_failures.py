@@ -139,7 +139,7 @@ def test_the_run_after_a_cancel_is_right() -> None:
     from comfyui_dno.nodes import optimization
 
     asked, calls = sabotaged(ITERATION + 4, interrupt)
-    expected = stock(request(model=calls.model, positive=asked.positive, vae=asked.vae))
+    expected = stock(request(model=calls.model, positive=asked.drawing.positive, vae=asked.vae))
     calls.count = 0
     with pytest.raises(management.InterruptProcessingException):
         optimization.run(asked)

@@ -68,9 +68,8 @@ def test_every_scheduler_of_comfyui_was_tried() -> None:
 
 
 def test_a_scheduler_may_give_other_than_the_asked_number_of_steps() -> None:
-    from comfyui_dno.nodes import optimization
 
-    lengths = {len(optimization._sigmas(request(scheduler=s, steps=6))) for s in SCHEDULERS}
+    lengths = {len(request(scheduler=s, steps=6).drawing.sigmas(1.0)) for s in SCHEDULERS}
     assert len(lengths) > 1, "no scheduler here tests that the schedule decides, not the widget"
 
 

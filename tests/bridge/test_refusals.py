@@ -23,7 +23,11 @@ def refused(asked: Any, words: str) -> str:
 
     calls = Calls(asked.model, -1, nan)
     with pytest.raises(ValueError, match=words) as caught:
-        optimization.run(dataclasses.replace(asked, model=calls.model))
+        optimization.run(
+            dataclasses.replace(
+                asked, drawing=dataclasses.replace(asked.drawing, model=calls.model)
+            )
+        )
     message = str(caught.value)
     assert calls.count == 0
     assert message.count(". ") == 1, message

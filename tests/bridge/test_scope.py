@@ -61,9 +61,9 @@ def test_a_run_changes_nothing_of_what_was_connected(iterations: int) -> None:
 def test_the_fingerprint_sees_a_change() -> None:
     asked = full_request()
     before = of_request(asked)
-    asked.positive[0][1]["end_percent"] = 0.8
+    asked.drawing.positive[0][1]["end_percent"] = 0.8
     assert of_request(asked) != before
-    asked.positive[0][1]["end_percent"] = 0.9
+    asked.drawing.positive[0][1]["end_percent"] = 0.9
     asked.model.model.diffusion_model.out[2].weight[0, 0, 0, 0] += 1
     assert of_request(asked) != before
 
@@ -183,7 +183,7 @@ def test_a_failed_run_leaves_nothing_on_guider_and_controlnet(
         optimization.run(asked)
     (guider,) = guiders
     assert {"conds", "loaded_models", "inner_model"}.isdisjoint(vars(guider))
-    control = asked.positive[0][1]["control"]
+    control = asked.drawing.positive[0][1]["control"]
     for each in (control, control.previous_controlnet):
         assert each.cond_hint is None
         assert each.timestep_range is None

@@ -21,7 +21,12 @@ def stock_pictures(asked: Any) -> tuple[list[torch.Tensor], list[tuple[float, ..
 
     latents, scores = [], []
     for seed in range(asked.seed, asked.seed + asked.screen_seeds):
-        alone = dataclasses.replace(asked, seed=seed, iterations=0, screen_seeds=1)
+        alone = dataclasses.replace(
+            asked,
+            drawing=dataclasses.replace(asked.drawing, seed=seed),
+            iterations=0,
+            screen_seeds=1,
+        )
         latents.append(stock(alone)["samples"])
         result = optimization.run(alone)
         assert min(result.trajectory.records[0].quantile) > 0.01

@@ -58,6 +58,7 @@ def climb(demo: Any, term: Term, prompts: tuple[str, ...] = PROMPTS, **changed: 
     """A run of DNO Sampler on the demo model: its own defaults, the demo model's steps and cfg."""
     import nodes
 
+    from comfyui_dno.nodes.drawing import KSamplerDrawing
     from comfyui_dno.nodes.optimization import run
     from comfyui_dno.nodes.request import Request
 
@@ -65,10 +66,15 @@ def climb(demo: Any, term: Term, prompts: tuple[str, ...] = PROMPTS, **changed: 
     settings = {**defaults(), "seed": SEED, "steps": 10, "cfg": 3.0, **changed}
     with torch.inference_mode():
         (latent,) = nodes.EmptyLatentImage().generate(64, 64, len(prompts))
+        parts = {
+            "model": model,
+            "positive": encode(clip, prompts),
+            "negative": encode(clip, ("",) * len(prompts)),
+        }
+        for name in ("seed", "steps", "cfg", "scheduler", "denoise"):
+            parts[name] = settings.pop(name)
         request = Request(
-            model=model,
-            positive=encode(clip, prompts),
-            negative=encode(clip, ("",) * len(prompts)),
+            drawing=KSamplerDrawing(**parts),
             latent=latent,
             vae=vae,
             terms=(term,),
