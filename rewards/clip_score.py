@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .base import Context, Input, Reward, RewardError, Spec, check_images, clamp_straight_through
-from .clip_model import Clip, image_features, load_clip, text_features
+from .base import Context, Input, Reward, Spec, check_images, clamp_straight_through
+from .files.catalogue import CLIP_B32, CLIP_L14, SIGLIP_SO400M
+from .towers.load import load_tower
+from .towers.protocols import ImageTextTower
+from .towers.texts import cosine_scores, prompts_for
 
 NAME = "clip_score"
 UNIT = "2.5 x cosine, 0 (unrelated) to 2.5"
@@ -21,14 +24,18 @@ DEMO_REWARD = "demo reward"
 DEMO_JUDGE = "demo judge (held out)"
 DEMO_FOLDERS = {DEMO_REWARD: "reward", DEMO_JUDGE: "judge"}
 SCALES = {DEMO_REWARD: 0.247, DEMO_JUDGE: 0.311}
-OTHER_SCALE = 0.08  # not measured here: a usual spread of CLIPScore with a web-trained CLIP
+OTHER_SCALE = 0.08
+SCALE_SOURCE = (
+    "demo models: python benchmarks/reward_scales.py; others: estimated, since none is published: "
+    "2.5 x 0.03, a usual spread of the cosine between a picture and its prompt"
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClipScore:
     """score = 2.5 max(cos(image, template + prompt), 0), its gradient that of 2.5 cos."""
 
-    clip: Clip = field(repr=False)
+    tower: ImageTextTower = field(repr=False)
     name: str
     scale: float
     template: str
@@ -37,41 +44,26 @@ class ClipScore:
 
     @property
     def modules(self) -> tuple[torch.nn.Module, ...]:
-        return (self.clip.model,)
+        return self.tower.modules
 
     def score(self, images: Tensor, context: Context | None = None) -> Tensor:
         """[B, 3, H, W] -> [B]. Raises RewardError without a prompt for every image."""
         images = check_images(images, self.name)
-        prompts = self._prompts(context, len(images))
-        image = image_features(self.clip, images)
-        text = text_features(self.clip, tuple(self.template + prompt for prompt in prompts))
-        cosine = (image * text.to(image)).sum(dim=-1)
+        prompts = prompts_for(self.name, context, len(images))
+        texts = tuple(self.template + prompt for prompt in prompts)
         # Below 0 the value stands still, but the climb has to start somewhere.
-        return clamp_straight_through(WEIGHT * cosine, 0.0).to(images)
-
-    def _prompts(self, context: Context | None, count: int) -> tuple[str, ...]:
-        prompts = context.prompts if context else ()
-        if not any(prompt.strip() for prompt in prompts):
-            raise RewardError(
-                f"{self.name} has no prompt. Connect the text that the picture should show "
-                "to the prompt socket of Reward Loader."
-            )
-        if len(prompts) not in (1, count):
-            raise RewardError(
-                f"{self.name} has {len(prompts)} prompts for {count} images. "
-                "Give one prompt for all images, or one for each."
-            )
-        return prompts if len(prompts) == count else prompts * count
+        return clamp_straight_through(WEIGHT * cosine_scores(self.tower, images, texts), 0.0)
 
 
-def create(model: str, template: str) -> Reward:
-    """model: "demo reward", "demo judge (held out)", or a folder in CLIPModel format."""
+def create(model: str, template: str = AUTO, precision: str = AUTO) -> Reward:
+    """model: "demo reward", "demo judge (held out)", or the folder of a CLIP or SigLIP."""
     demo = DEMO_FOLDERS.get(model)
     folder = Path(__file__).parent.parent / "demo" / demo if demo else Path(model)
     name = f"{NAME} ({model if demo else folder.name})"
     if template.strip().lower() == AUTO:
         template = "" if demo else TEMPLATE
-    return ClipScore(load_clip(folder, name), name, SCALES.get(model, OTHER_SCALE), template)
+    tower = load_tower(folder, name, precision)
+    return ClipScore(tower, name, SCALES.get(model, OTHER_SCALE), template)
 
 
 SPEC = Spec(
@@ -86,10 +78,12 @@ SPEC = Spec(
             "model",
             DEMO_REWARD,
             "The image-text model that judges. The demo models know only what DNO Demo Model "
-            "draws; for other checkpoints put a CLIP folder in transformers format (config.json, "
-            "model.safetensors, tokenizer) into models/dno_rewards/.",
+            "draws; for other checkpoints choose a CLIP or SigLIP: a folder in the format of "
+            "transformers or open_clip in models/dno_rewards/. Larger ones judge better and take "
+            "longer; a second one, watched only, shows what the first is fooled by.",
             choices=(DEMO_REWARD, DEMO_JUDGE),
             folders=True,
+            sources=(CLIP_B32, CLIP_L14, SIGLIP_SO400M),
         ),
         Input(
             "template",
@@ -100,8 +94,19 @@ SPEC = Spec(
             "it for drawings ('A drawing of ') or other languages; leave it empty for none.",
             advanced=True,
         ),
+        Input(
+            "precision",
+            "precision",
+            AUTO,
+            "The numbers the model computes with. auto: what ComfyUI would choose here. float32 "
+            "is exact and takes twice the memory; float16 and bfloat16 are faster on most GPUs "
+            "and score within a hundredth.",
+            advanced=True,
+        ),
     ),
     prompt="The text the picture should show. Wire the same text into CLIP Text Encode and here; "
     "CONDITIONING cannot be read back.",
     group="prompt",
+    scale_source=SCALE_SOURCE,
+    licence="CLIP: MIT; SigLIP: Apache-2.0; others as their page says",
 )

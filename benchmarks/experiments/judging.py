@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from comfyui_dno.rewards.clip_model import image_features
 from comfyui_dno.rewards.clip_score import DEMO_JUDGE, ClipScore, create
 
 from .cases import Case
@@ -55,7 +54,7 @@ class Judge:
         Mean cosine distance, in the judge's image embedding, to the 3 nearest of 16 plain samples,
         divided by the mean of the same over the plain samples among themselves.
         """
-        features = image_features(self._reward.clip, images)
+        features = self._reward.tower.image_features(images)
         found = [
             _to_nearest(feature[None], self._references(case.prompt))[0]
             for feature, case in zip(features, cases, strict=True)
@@ -77,7 +76,8 @@ class Judge:
 
         def work(bench: Bench) -> Tensor:
             final = bench.noise_map.forward(bench.z).final
-            return image_features(self._reward.clip, bench.decoder.decode(final).clamp(0, 1))
+            images = bench.decoder.decode(final).clamp(0, 1)
+            return self._reward.tower.image_features(images)
 
         terms = climbed("clip_score", cases)
         return self._lab.at_bench(cases, terms, work).contiguous()

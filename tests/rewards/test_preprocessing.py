@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessor
 
 from comfyui_dno.rewards import RewardError
-from comfyui_dno.rewards.preprocessing import Preprocessing, preprocess, read_preprocessing
+from comfyui_dno.rewards.towers.preprocessing import Preprocessing, preprocess
+from comfyui_dno.rewards.towers.processor_config import read_preprocessing
 
 try:
     from transformers import CLIPImageProcessorPil
