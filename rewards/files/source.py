@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class RemoteFile:
     """One file of a model. name: where it lies in the model's folder; "" for a model of one file.
 
-    size: bytes, 0 if not known. sha256: hexadecimal; "" where only the server's own word is known.
+    size: bytes, exact beside a sha256, else as published or counted from the parameters; 0 if not
+    known. sha256: hexadecimal; "" where only the server's own word is known.
     """
 
     url: str
