@@ -129,17 +129,27 @@ class Spec:
 
 @dataclass(frozen=True)
 class PixelReward:
-    """A reward that is a plain function of the pixels: images [B, 3, H, W] -> [B]."""
+    """A reward that is a plain function of the pixels: images [B, 3, H, W] -> [B].
+
+    masked: `function` takes a second argument, how much each pixel counts ([1 or B, 1, H, W] in
+    [0, 1], or None for all alike), so that `context.masks` are heeded to the pixel.
+    """
 
     name: str
     unit: str
     scale: float
-    function: Callable[[Tensor], Tensor]
+    function: Callable[..., Tensor]
     differentiable: bool = True
     modules: tuple[torch.nn.Module, ...] = ()
+    masked: bool = False
 
     def score(self, images: Tensor, context: Context | None = None) -> Tensor:
-        return self.function(check_images(images, self.name))
+        from .masks import region_of  # which needs what this file defines
+
+        images = check_images(images, self.name)
+        if not self.masked:
+            return self.function(images)
+        return self.function(images, region_of(context, images, self.name))
 
 
 def check_images(images: Tensor, reward: str) -> Tensor:

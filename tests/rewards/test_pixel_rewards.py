@@ -7,9 +7,17 @@ import pytest
 import torch
 
 from comfyui_dno.rewards import Context, RewardError, create
-from comfyui_dno.rewards.colour import lab, parse_colour
+from comfyui_dno.rewards.lab import lab, parse_colour
 
-PIXEL_REWARDS = ("brightness", "darkness", "contrast", "colour")
+PIXEL_REWARDS = (
+    "brightness",
+    "darkness",
+    "contrast",
+    "colour",
+    "saturation",
+    "palette",
+    "sharpness",
+)
 
 
 def plain(*colour: float) -> torch.Tensor:
@@ -43,6 +51,51 @@ def test_the_lab_colours_are_those_of_the_published_tables():
     )
 
 
+def test_the_lab_colours_are_kornia_s():
+    color = pytest.importorskip("kornia.color")
+    grid = torch.rand(2, 3, 33, 29, generator=torch.Generator().manual_seed(2))
+    grid[0, :, :4] *= 0.03  # below the bends of both curves
+    torch.testing.assert_close(lab(grid), color.rgb_to_lab(grid), atol=0.02, rtol=0)
+
+
+def test_saturation_is_the_mean_chroma(images):
+    expected = lab(images)[:, 1:].norm(dim=1).mean(dim=(1, 2))
+    scores = create("saturation").score(images)
+    assert ((expected - 1 < scores) & (scores < expected)).all()
+    found = {
+        name: create("saturation").score(plain(*colour)).item()
+        for name, colour in {
+            "red": (1.0, 0.0, 0.0),
+            "green": (0.0, 1.0, 0.0),
+            "blue": (0.0, 0.0, 1.0),
+            "yellow": (1.0, 1.0, 0.0),
+        }.items()
+    }
+    stated = {"red": 103.6, "green": 118.8, "blue": 132.8, "yellow": 95.9}
+    assert found == pytest.approx(stated, abs=0.1)
+    for grey in (0.0, 0.4, 1.0):
+        assert create("saturation").score(plain(grey, grey, grey)).item() < 0.01
+
+
+def test_sharpness_is_the_variance_of_scipy_s_laplacian_of_pillow_s_luma(images):
+    ndimage = pytest.importorskip("scipy.ndimage")
+    for image in images:
+        weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64).view(3, 1, 1)
+        luma = (image.double() * weights).sum(dim=0).numpy()
+        expected = ndimage.laplace(luma).var()
+        assert create("sharpness").score(image[None].double()).item() == pytest.approx(expected)
+
+
+def test_sharpness_sees_a_blur_and_a_chessboard():
+    grain = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(4))
+    blurred = torch.nn.functional.avg_pool2d(grain, 3, stride=1)
+    reward = create("sharpness")
+    assert reward.score(grain).item() > 10 * reward.score(blurred).item()
+    board = (torch.arange(64)[:, None] + torch.arange(64)) % 2
+    board = board.float().expand(1, 3, 64, 64)
+    assert reward.score(board).item() == pytest.approx(16, rel=0.06)
+
+
 def test_the_colour_score_is_one_on_the_target_and_zero_on_its_opposite():
     reward = create("colour", colour="#ff0000")
     assert reward.score(plain(1.0, 0.0, 0.0)).item() == pytest.approx(1, abs=1e-6)
@@ -59,9 +112,9 @@ def test_a_darker_red_is_nearer_to_red_than_blue_is():
 
 
 def test_colours_are_read_in_long_and_short_form():
-    assert parse_colour("#336699") == pytest.approx((0.2, 0.4, 0.6))
-    assert parse_colour("#33669980") == parse_colour("#336699")
-    assert parse_colour("369") == pytest.approx((0.2, 0.4, 0.6))
+    assert parse_colour("#336699", "c") == pytest.approx((0.2, 0.4, 0.6))
+    assert parse_colour("#33669980", "c") == parse_colour("#336699", "c")
+    assert parse_colour("369", "c") == pytest.approx((0.2, 0.4, 0.6))
 
 
 @pytest.mark.parametrize("text", ["red", "#12345", "", "#gggggg", "#1122334"])
@@ -79,7 +132,9 @@ def test_a_batch_scores_like_its_images_alone(name, images):
 
 @pytest.mark.parametrize("name", PIXEL_REWARDS)
 def test_the_gradient_equals_central_differences(name, images, relative_gradient_error):
-    assert relative_gradient_error(create(name).score, images) < 1e-7
+    # colour differences bend within 1 dE: a long step measures the bend as well
+    step = 1e-6 if name in ("saturation", "palette") else 1e-5
+    assert relative_gradient_error(create(name).score, images, step) < 1e-7
 
 
 @pytest.mark.parametrize("name", PIXEL_REWARDS)
@@ -111,6 +166,14 @@ def test_half_precision_images_are_scored_in_float32(name, images):
     scores = create(name).score(images.half(), Context())
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, create(name).score(images), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", PIXEL_REWARDS)
+def test_a_picture_of_one_pixel_has_a_score_and_a_gradient(name):
+    x = torch.tensor([0.2, 0.5, 0.7]).view(1, 3, 1, 1).requires_grad_(True)
+    score = create(name).score(x)
+    score.sum().backward()
+    assert torch.isfinite(score).all() and torch.isfinite(x.grad).all()
 
 
 @pytest.mark.parametrize("name", PIXEL_REWARDS)
