@@ -1,0 +1,75 @@
+"""Aesthetic Predictor V2.5: as LAION's, on SigLIP, trained on more kinds of pictures (2024)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .affine_head import HeadReward, fold, layers_in, tower_for
+from .base import Input, Reward, Spec
+from .files.catalogue import AESTHETIC_V25, SIGLIP_SO400M
+from .files.checkpoint import read_weights, wrong_checkpoint
+from .towers.protocols import ImageTower
+
+NAME = "aesthetic_v25"
+UNIT = "points, 1 to 10; above 5.5 is very good"
+LAYERS = tuple(f"scoring_head.{index}" for index in (0, 2, 4, 6, 8))
+SCALE = 0.7
+
+
+def create(head: str, model: str, clip_vision: ImageTower | None, precision: str) -> Reward:
+    """head: aesthetic_predictor_v2_5.pth. model: the folder of SigLIP so400m at 384 pixels."""
+    file = Path(head)
+    state = read_weights(file, NAME)
+    layers = layers_in(state, LAYERS)
+    if layers is None:
+        raise wrong_checkpoint(file, NAME, "the head of Aesthetic Predictor V2.5", state)
+    affine = fold(layers)
+    tower = tower_for(affine, file, model, clip_vision, NAME, precision)
+    return HeadReward(tower, affine, NAME, UNIT, SCALE)
+
+
+SPEC = Spec(
+    NAME,
+    "Aesthetic v2.5",
+    UNIT,
+    "Pictures that people rate beautiful, illustrations as well as photographs.",
+    create,
+    inputs=(
+        Input(
+            "head",
+            "model",
+            AESTHETIC_V25.name,
+            "The small file that turns an embedding into points: aesthetic_predictor_v2_5.pth. Its "
+            "licence is AGPL-3.0.",
+            suffixes=(".pth", ".pt", ".safetensors"),
+            sources=(AESTHETIC_V25,),
+        ),
+        Input(
+            "model",
+            "model",
+            SIGLIP_SO400M.name,
+            "The SigLIP whose embeddings the head reads: siglip-so400m-patch14-384. No other fits. "
+            "Not used when clip_vision is connected.",
+            folders=True,
+            sources=(SIGLIP_SO400M,),
+        ),
+        Input(
+            "clip_vision",
+            "clip_vision",
+            None,
+            "A CLIP_VISION you have already, in place of the model above: connect Load CLIP Vision "
+            "with sigclip_vision_patch14_384.safetensors, the one used with Flux Redux.",
+        ),
+        Input(
+            "precision",
+            "precision",
+            "auto",
+            "The number format of the tower. auto is right for most; choose float32 when points "
+            "have to agree with published ones to the third digit, float16 to save memory.",
+            advanced=True,
+        ),
+    ),
+    group="taste",
+    scale_source="estimated: no spread over samples is published",
+    licence="head AGPL-3.0; SigLIP Apache-2.0",
+)

@@ -1,0 +1,118 @@
+"""Likeness to reference pictures in what CLIP sees: content and style, not pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .base import Context, Input, Reward, RewardError, Spec, check_images
+from .clip_score import DEMO_FOLDERS, DEMO_JUDGE, DEMO_REWARD
+from .files.catalogue import CLIP_B32, CLIP_L14, SIGLIP_SO400M
+from .towers.load import load_image_tower
+from .towers.protocols import ImageTower
+
+NAME = "clip_similarity"
+UNIT = "cosine, -1 to 1 (the same picture)"
+SCALES = {DEMO_REWARD: 0.283, DEMO_JUDGE: 0.230}
+OTHER_SCALE = 0.1  # estimated: a usual spread among pictures for web-trained CLIPs
+
+
+@dataclass(eq=False)
+class ClipSimilarity:
+    """score = mean over the R reference pictures of cos(picture, reference).
+
+    seen: the last references with their embeddings [R, D] on the CPU.
+    """
+
+    tower: ImageTower = field(repr=False)
+    name: str
+    scale: float
+    unit: str = UNIT
+    differentiable: bool = True
+    seen: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def modules(self) -> tuple[torch.nn.Module, ...]:
+        return self.tower.modules
+
+    def score(self, images: Tensor, context: Context | None = None) -> Tensor:
+        """[B, 3, H, W] -> [B]. Raises RewardError without a reference picture."""
+        images = check_images(images, self.name)
+        references = self._embedded(context)
+        image = self.tower.image_features(images)
+        return (image @ references.to(image).T).mean(dim=-1).to(images)
+
+    def _embedded(self, context: Context | None) -> Tensor:
+        references = context.references if context else None
+        if references is None or len(references) == 0:
+            raise RewardError(
+                f"{self.name} has no reference picture. "
+                "Connect an image to the reference socket of Reward Loader."
+            )
+        if self.seen is None or not _same(self.seen[0], references):
+            pictures = check_images(references, self.name)
+            # Embeddings made in inference mode could not take part in a gradient later.
+            with torch.inference_mode(False), torch.no_grad():
+                features = self.tower.image_features(pictures.clone())
+                self.seen = (references.clone(), features.to("cpu", copy=True))
+        return self.seen[1]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.device == b.device and torch.equal(a, b)
+
+
+def create(model: str, clip_vision: ImageTower | None, precision: str) -> Reward:
+    """model: "demo reward", "demo judge (held out)", or the folder of a CLIP or SigLIP."""
+    if clip_vision is not None:
+        return ClipSimilarity(clip_vision, f"{NAME} ({clip_vision.label})", OTHER_SCALE)
+    demo = DEMO_FOLDERS.get(model)
+    folder = Path(__file__).parent.parent / "demo" / demo if demo else Path(model)
+    name = f"{NAME} ({model if demo else folder.name})"
+    tower = load_image_tower(folder, name, precision)
+    return ClipSimilarity(tower, name, SCALES.get(model, OTHER_SCALE))
+
+
+SPEC = Spec(
+    NAME,
+    "CLIP similarity",
+    UNIT,
+    "The picture shows what the reference pictures show, in the same manner.",
+    create,
+    inputs=(
+        Input(
+            "model",
+            "model",
+            DEMO_REWARD,
+            "The CLIP or SigLIP that compares. The demo models know only what DNO Demo Model "
+            "draws; for other checkpoints put a folder in transformers or open_clip format into "
+            "models/dno_rewards/. Not used when clip_vision is connected.",
+            choices=(DEMO_REWARD, DEMO_JUDGE),
+            folders=True,
+            sources=(CLIP_L14, CLIP_B32, SIGLIP_SO400M),
+        ),
+        Input(
+            "clip_vision",
+            "clip_vision",
+            None,
+            "A CLIP_VISION you have already, in place of the model above: connect Load CLIP Vision "
+            "with any CLIP or SigLIP, for example the one of your IP-Adapter.",
+        ),
+        Input(
+            "precision",
+            "precision",
+            "auto",
+            "The number format of the tower. auto is right for most; choose float32 to compare "
+            "scores between machines, float16 to save memory.",
+            advanced=True,
+        ),
+    ),
+    reference="One picture or a batch of them that the result should be like. A batch pulls "
+    "towards what its pictures have in common; one to four are usual.",
+    group="reference",
+    scale_source="python benchmarks/reward_scales.py; for other models than the demo's estimated",
+    licence="that of the model chosen: CLIP MIT, SigLIP Apache-2.0",
+)
