@@ -47,4 +47,13 @@ def added_inputs() -> list[Any]:
             "iteration. Raise it where seeds differ much. 1 is off, usually 4 to 16. Not used "
             "when a run is resumed.",
         ),
+        io.String.Input(
+            "changes",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="What was changed by hand while a run went on, written here in the workflow of "
+            "the saved picture, so that the run repeats itself. Usually empty; clear it to run "
+            "without the changes.",
+        ),
     ]

@@ -9,7 +9,13 @@ from comfy_api.latest import io
 from .added_inputs import added_inputs
 from .drawing import GuiderDrawing
 from .request import Request
-from .sampler_inputs import advanced_inputs, optimization_inputs, outputs, run_node
+from .sampler_inputs import (
+    advanced_inputs,
+    hidden_inputs,
+    optimization_inputs,
+    outputs,
+    run_node,
+)
 from .types import CATEGORY
 
 
@@ -33,7 +39,7 @@ class SamplerAdvanced(io.ComfyNode):
                 "guider",
                 "dno",
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=hidden_inputs(),
             inputs=[
                 io.Noise.Input(
                     "noise",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import comfy.model_management
 import folder_paths
@@ -25,9 +25,12 @@ from ..dno_core import (
     warning_lights,
 )
 from ..dno_core.trajectories.continuation import require_same_shape
+from .comfy_bridge.forecast import memory_use
 from .comfy_bridge.loading import has_quantized_weights, is_out_of_memory
 from .comfy_bridge.progress import Progress
-from .pace import settings_of, stop_rules
+from .live.session import Session, Stopped
+from .live.start import open_session
+from .pace import first_settings, settings_of, stop_rules
 from .recovery import keep_cancelled
 from .report import failure_line, status_line
 from .request import Request, meta
@@ -58,76 +61,116 @@ def climb(
     if earlier is not None:
         require_same_shape(earlier.last_noise, z)
         z = earlier.last_noise.to(z)
-    regularizer = request.regularizer or PermutationRegularizer()
     infos = problem.infos
     folder = Path(folder_paths.get_temp_directory()) / "dno"
     recorder = Recorder(infos, request.memory_mb * 2**20, folder, continues=earlier)
-    known = len(recorder.records)
-    rules = stop_rules(request, infos, known)
     start = 0 if earlier is None else earlier.last
     tolerance = _check_tolerance(request)
     exact = tolerance is not None and request.gradient_estimator.exact(request.terms)
-
-    def said() -> dict[str, Any]:
-        return meta(request, seeds, checked=exact and recorder.records[-1].index > start)
-
-    iterations = optimize(
-        problem,
-        z,
-        settings_of(request, regularizer.gamma, infos),
-        seed=request.seed,
-        optimizer=request.optimizer,
-        estimator=request.gradient_estimator,
-        regularizer=regularizer,
-        check_tolerance=tolerance,
-        start=start,
-        optimizer_state=None if earlier is None else earlier.optimizer_state,
-    )
+    regularizer = request.regularizer or PermutationRegularizer()
+    begun = first_settings(request, regularizer.gamma, infos)
     failures: tuple[str, ...] = ()
-    reason, final = "", z[0]
-    try:
-        for iteration in iterations:
-            final = iteration.latent
-            recorder.add(iteration, to_latent(iteration.latent))
-            warnings = warning_lights(infos, recorder.records)
-            progress.show(recorder.images[-1])
-            reason = first_reason(rules, recorder.records) or ""
-            status = status_line(recorder, request.iterations, progress.seconds_left, warnings)
-            progress.text("\n".join([status, *_remarks(iteration, reason, seeds)]))
-            if reason:
-                break
-    except comfy.model_management.InterruptProcessingException:
+    with open_session(request, begun, infos, recorder) as session:
+        progress.checks = (session.raise_if_stopped,)
+
+        def finish(reason: str) -> Trajectory:
+            lights = lights_of_run(infos, recorder.records)
+            checked = exact and recorder.records[-1].index > start
+            said = meta(request, seeds, checked, session.changes)
+            return recorder.finish(reason, (*lights, *failures), said)
+
+        iterations = optimize(
+            problem,
+            z,
+            settings_of(request, begun, lambda: session.changes),
+            seed=request.seed,
+            optimizer=request.optimizer,
+            estimator=request.gradient_estimator,
+            regularizer=regularizer,
+            check_tolerance=tolerance,
+            start=start,
+            optimizer_state=None if earlier is None else earlier.optimizer_state,
+        )
+        follower = _Follower(request, recorder, session, progress, to_latent, seeds)
         try:
-            if recorder.records:
-                lights = lights_of_run(infos, recorder.records)
-                cancelled = recorder.finish("cancelled", lights, said())
-                keep_cancelled(cancelled, request.node_id)
-        except Exception:
-            log.exception("The best picture of the cancelled run could not be kept")
-        raise
-    except (RuntimeError, MemoryError, OSError) as error:
-        survivable = isinstance(error, (NonFinite, OSError)) or is_out_of_memory(error)
-        if not (survivable and recorder.records):
+            reason = follower.follow(iterations)
+        except Stopped:
+            reason = session.stop_reason
+        except comfy.model_management.InterruptProcessingException:
+            _keep(finish, recorder, request)
             raise
-        reason = failure_line(error, len(recorder.records))
-        failures = (reason,)
-        log.warning(reason)
-        progress.text(f"WARNING: {reason}")
-    finally:
-        iterations.close()
-    lights = lights_of_run(infos, recorder.records)
-    return recorder.finish(reason, (*lights, *failures), said()), final
+        except (RuntimeError, MemoryError, OSError) as error:
+            survivable = isinstance(error, (NonFinite, OSError)) or is_out_of_memory(error)
+            if not (survivable and recorder.records):
+                raise
+            reason = failure_line(error, len(recorder.records))
+            failures = (reason,)
+            log.warning(reason)
+            progress.text(f"WARNING: {reason}")
+        finally:
+            iterations.close()
+        trajectory = finish(reason)
+        if session.stop() == "current":
+            trajectory = replace(trajectory, best=(len(trajectory.records) - 1,) * z.shape[1])
+        session.close("done", reason)
+    return trajectory, follower.final
 
 
-def _remarks(iteration: Iteration, reason: str, seeds: Sequence[int]) -> list[str]:
+@dataclass
+class _Follower:
+    """Takes in one iteration after another and shows it; `final` is the last x_T."""
+
+    request: Request
+    recorder: Recorder
+    session: Session
+    progress: Progress
+    to_latent: Callable[[Tensor], Tensor]
+    seeds: Sequence[int]
+    final: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def follow(self, iterations: Iterable[Iteration]) -> str:
+        """Why the run ended. Raises Stopped, and what the iterations raise."""
+        request, recorder, progress = self.request, self.recorder, self.progress
+        known = len(recorder.records)
+        rules = stop_rules(request, recorder.terms, known)
+        for iteration in iterations:
+            self.final = iteration.latent
+            recorder.add(iteration, self.to_latent(iteration.latent))
+            warnings = warning_lights(recorder.terms, recorder.records)
+            progress.show(recorder.images[-1])
+            left = progress.seconds_left
+            status = status_line(recorder, request.iterations, left, warnings)
+            progress.text("\n".join([status, *_remarks(iteration)]))
+            best = [recorder.records[position].index for position in recorder.best]
+            memory = memory_use(iteration.z.device)
+            self.session.step(recorder.records[-1], best, left, memory, warnings)
+            progress.waited(self.session.wait(progress.call))
+            reason = self.session.stop_reason or first_reason(rules, recorder.records) or ""
+            if reason:
+                progress.text("\n".join([status, *_remarks(iteration), *self._ending(reason)]))
+                return reason
+        return ""
+
+    def _ending(self, reason: str) -> list[str]:
+        begun = f"Started from seed {', '.join(map(str, self.seeds))}."
+        return [*([begun] if self.seeds else []), f"Ended: {reason}."]
+
+
+def _keep(finish: Callable[[str], Trajectory], recorder: Recorder, request: Request) -> None:
+    """After a cancel: what was won stays on the node. A failure in it must not hide the cancel."""
+    try:
+        if recorder.records:
+            keep_cancelled(finish("cancelled"), request.node_id)
+    except Exception:
+        log.exception("The best picture of the cancelled run could not be kept")
+
+
+def _remarks(iteration: Iteration) -> list[str]:
     """What there is to say of an iteration besides its numbers: lines for the node."""
-    remarks = []
-    if iteration.update is not None and iteration.update.inconclusive:
-        log.warning(UNCHECKED)
-        remarks.append(UNCHECKED)
-    if reason and seeds:
-        remarks.append(f"Started from seed {', '.join(map(str, seeds))}.")
-    return remarks + ([f"Ended: {reason}."] if reason else [])
+    if iteration.update is None or not iteration.update.inconclusive:
+        return []
+    log.warning(UNCHECKED)
+    return [UNCHECKED]
 
 
 def _check_tolerance(request: Request) -> float | None:

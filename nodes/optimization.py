@@ -33,6 +33,7 @@ from .comfy_bridge.sampling import (
     guided,
 )
 from .comfy_bridge.scope import NormalInputs, gradient_scope, normal_copies
+from .live.start import changes_to_repeat, has_panel
 from .request import Request, Result
 from .resume import checks_gradient, is_done, require_same_run
 from .seeds import screened, starting_noise
@@ -61,6 +62,7 @@ def run(request: Request) -> Result:
     refuse_wrong_vae(request.model, request.vae)
     sigmas = request.drawing.sigmas(request.eta)
     require_same_run(request, latent)
+    changes_to_repeat(request, [term.info for term in request.terms])
     if request.iterations == 0 and request.resume is None and not screened(request):
         samples, trajectory = stock_run(request, latent, sigmas)
     else:
@@ -115,7 +117,7 @@ def _model_latent(model: Any, latent: dict[str, Any]) -> Tensor:
 
 
 def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
-    progress = Progress(request.node_id)
+    progress = Progress(request.node_id, previews=not has_panel())
     with gradient_scope():
         vae = run_vae(request.vae)
         companions = [vae.patcher, *reward_patchers(term.reward for term in request.terms)]

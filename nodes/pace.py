@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ..dno_core import (
     Settings,
@@ -13,20 +14,26 @@ from ..dno_core import (
     learning_rate_at,
     weights_of,
 )
+from .live.changes import Change, settings_with
 from .request import Request
 
 
+def first_settings(request: Request, gamma: float, terms: Sequence[TermInfo]) -> Settings:
+    """What the widgets say, before warm-up, decay and changes by hand."""
+    return Settings(request.learning_rate, gamma, weights_of(terms), request.gradient_clip)
+
+
 def settings_of(
-    request: Request, gamma: float, terms: Sequence[TermInfo]
+    request: Request, first: Settings, changes: Callable[[], Sequence[Change]]
 ) -> Callable[[int], Settings]:
-    """The settings of an iteration by its index: the learning rate follows its schedule."""
-    weights = weights_of(terms)
+    """The settings of an iteration by its index: as changed so far, the rate on its schedule."""
 
     def settings_at(index: int) -> Settings:
+        held = settings_with(first, changes(), index)
         rate = learning_rate_at(
-            index, request.learning_rate, request.warmup, request.iterations, request.decay
+            index, held.learning_rate, request.warmup, request.iterations, request.decay
         )
-        return Settings(rate, gamma, weights, request.gradient_clip)
+        return replace(held, learning_rate=rate)
 
     return settings_at
 

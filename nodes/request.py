@@ -18,6 +18,7 @@ from ..dno_core import (
     Trajectory,
 )
 from .drawing import Drawing
+from .live.changes import Change, write_changes
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Request:
     warmup: int = 0
     decay: str = "constant"
     screen_seeds: int = 1
+    changes: str = ""
     resume: Trajectory | None = None
     node_id: str | None = None
 
@@ -67,12 +69,20 @@ class Result:
     trajectory: Trajectory
 
 
-def meta(request: Request, seeds: Sequence[int] = (), checked: bool = False) -> dict[str, Any]:
+def meta(
+    request: Request,
+    seeds: Sequence[int] = (),
+    checked: bool = False,
+    changes: Sequence[Change] = (),
+) -> dict[str, Any]:
     """What a trajectory says of its run besides numbers.
 
     `seeds`: of every image, if screened. `checked`: whether the gradient passed its check.
+    `changes`: those made by hand while it ran, and those it was given to repeat.
     """
     chosen: dict[str, Any] = {"screened_seeds": list(seeds)} if seeds else {}
+    if changes:
+        chosen["changes"] = write_changes(changes)
     if checked:
         chosen["gradient_checked"] = True
     earlier = request.resume.meta if request.resume else {}

@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..dno_core import OPTIMIZERS
 from ..rewards.heartbeat import beating
+from .live.metadata import CHANGES, record_changes
 from .optimization import run
 from .report import summary
 from .request import Request
@@ -19,6 +20,11 @@ def run_node(cls: Any, request: Request) -> io.NodeOutput:
     """Run the request for a node of class `cls`; its outputs, and what the node shows."""
     with beating(comfy.model_management.throw_exception_if_processing_interrupted):
         result = run(request)
+    changes = result.trajectory.meta.get("changes", "")
+    if changes and request.node_id is not None:
+        hidden = cls.hidden
+        position = _position(cls, CHANGES)
+        record_changes(hidden.prompt, hidden.extra_pnginfo, request.node_id, changes, position)
     shown = ui.PreviewImage(result.image, cls=cls).as_dict()
     return io.NodeOutput(
         result.latent,
@@ -26,6 +32,21 @@ def run_node(cls: Any, request: Request) -> io.NodeOutput:
         result.trajectory,
         ui={**shown, "dno": [summary(result.trajectory)]},
     )
+
+
+def hidden_inputs() -> list[Any]:
+    return [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
+
+
+def _position(cls: Any, name: str) -> int:
+    """Where a widget stands among the values of a saved workflow's node."""
+    position = 0
+    for item in cls.GET_SCHEMA().inputs:
+        if item.id == name:
+            break
+        if isinstance(item, io.WidgetInput):
+            position += 2 if getattr(item, "control_after_generate", False) else 1
+    return position
 
 
 def outputs() -> list[Any]:

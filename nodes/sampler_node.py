@@ -10,7 +10,13 @@ from comfy_api.latest import io
 from .added_inputs import added_inputs
 from .drawing import KSamplerDrawing
 from .request import Request
-from .sampler_inputs import advanced_inputs, optimization_inputs, outputs, run_node
+from .sampler_inputs import (
+    advanced_inputs,
+    hidden_inputs,
+    optimization_inputs,
+    outputs,
+    run_node,
+)
 from .types import CATEGORY
 
 
@@ -28,7 +34,7 @@ class Sampler(io.ComfyNode):
                 "that the picture climbs the reward. Returns the best iteration."
             ),
             search_aliases=["direct noise optimization", "reward", "ksampler", "align", "dno"],
-            hidden=[io.Hidden.unique_id],
+            hidden=hidden_inputs(),
             inputs=[
                 *_sampling_inputs(),
                 *optimization_inputs(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.model_management
+import torch
 from torch import Tensor
 
 from .loading import GRAPH_ROOM
@@ -40,3 +41,10 @@ def forecast_line(
     if need > free:
         line += "\nWARNING: that may not fit. Use a smaller image or batch."
     return line
+
+
+def memory_use(device: torch.device) -> tuple[int, int]:
+    """Bytes in use and bytes there are, of the device that the run is on."""
+    management = comfy.model_management
+    total = int(management.get_total_memory(device))
+    return max(total - int(management.get_free_memory(device)), 0), total

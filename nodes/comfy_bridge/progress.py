@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
@@ -19,10 +20,14 @@ PREVIEW_SIZE = 512
 class Progress:
     """Counts denoiser calls, checks for cancel at each, and reports.
 
-    The run is planned in plain forward calls; a backward call counts as several.
+    The run is planned in plain forward calls; a backward call counts as several. `checks` are
+    called wherever a cancel is looked for, and may raise too. Without `previews` no picture is
+    sent: the client shows them by other means.
     """
 
-    def __init__(self, node_id: str | None) -> None:
+    def __init__(self, node_id: str | None, previews: bool = True) -> None:
+        self.checks: tuple[Callable[[], None], ...] = ()
+        self._previews = previews
         self._node_id = node_id
         self._bar: Any = None
         self._done = 0.0
@@ -44,6 +49,12 @@ class Progress:
     def call(self) -> None:
         """Before every denoiser call or decoder block: raise if the user cancelled."""
         comfy.model_management.throw_exception_if_processing_interrupted()
+        for check in self.checks:
+            check()
+
+    def waited(self, seconds: float) -> None:
+        """Leave a pause out of the forecast."""
+        self._begun += seconds
 
     def step(self, cost: int) -> None:
         """Before every denoiser call: `call`, and the bar moves on by its cost."""
@@ -67,7 +78,7 @@ class Progress:
 
     def show(self, images: Tensor) -> None:
         """Send uint8 images [B,H,W,3] as the preview: a strip of at most four."""
-        if self._bar is not None:
+        if self._bar is not None and self._previews:
             preview = ("JPEG", strip(images), PREVIEW_SIZE)
             self._bar.update_absolute(min(int(self._done), int(self._total)), None, preview)
 

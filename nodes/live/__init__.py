@@ -1,0 +1,1 @@
+"""Running sessions: what the browser and a running sampler tell each other."""
