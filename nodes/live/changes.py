@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -84,7 +83,7 @@ def _weights(values: Any, terms: Sequence[TermInfo]) -> tuple[float, ...]:
 def _number(value: Any, name: str, limits: tuple[float, float]) -> float:
     low, high = limits
     right = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not right or not math.isfinite(value) or not low <= value <= high:
+    if not right or not low <= value <= high:
         raise ChangeError(f"{name} must be a number from {low:g} to {high:g}.")
     return float(value)
 
