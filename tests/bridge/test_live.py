@@ -82,12 +82,12 @@ def same_run(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("control", "name"),
-    [({"learning_rate": 0.1}, "learning_rate"), ({"gamma": 9.0}, "gamma"), ({"weights": [3.0]}, "weights")],
-)  # fmt: skip
+    "control", [{"learning_rate": 0.1}, {"gamma": 9.0}, {"weights": [3.0]}], ids=str
+)
 def test_a_change_holds_from_the_next_iteration_and_can_be_repeated(
-    open_page: Any, control: dict[str, Any], name: str
+    open_page: Any, control: dict[str, Any]
 ) -> None:
+    (name,) = control
     plain = run(asked())
     page = open_page(at(2, **control))
     changed = run(asked())
