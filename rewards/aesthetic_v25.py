@@ -13,7 +13,7 @@ from .towers.protocols import ImageTower
 NAME = "aesthetic_v25"
 UNIT = "points, 1 to 10; above 5.5 is very good"
 LAYERS = tuple(f"scoring_head.{index}" for index in (0, 2, 4, 6, 8))
-SCALE = 0.7
+SCALE = 0.8
 
 
 def create(head: str, model: str, clip_vision: ImageTower | None, precision: str) -> Reward:
@@ -70,6 +70,7 @@ SPEC = Spec(
         ),
     ),
     group="taste",
-    scale_source="estimated: no spread over samples is published",
+    scale_source="estimated: no spread is published; the norm of the head's folded weights x the "
+    "spread that LAION's heads have for each unit of theirs",
     licence="head AGPL-3.0; SigLIP Apache-2.0",
 )
