@@ -279,3 +279,15 @@ def test_an_alpha_channel_is_refused(v2):
     reward = aesthetic(v2[1], "", clip_vision=FakeTower(WIDTH))
     with pytest.raises(RewardError, match="4 channels"):
         reward.score(torch.rand(1, 4, 32, 32))
+
+
+@pytest.mark.parametrize(("precision", "points"), [("float16", 0.002), ("bfloat16", 0.01)])
+def test_half_precision_stays_within_its_bounds(v2, clip_folder, images, precision, points):
+    scores, gradients = [], []
+    for kind in ("float32", precision):
+        x = images.clone().requires_grad_(True)
+        score = aesthetic(v2[1], clip_folder, precision=kind).score(x)
+        gradients.append(torch.autograd.grad(score.sum(), x)[0].flatten())
+        scores.append(score.detach())
+    torch.testing.assert_close(scores[1], scores[0], atol=points, rtol=0)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.999
