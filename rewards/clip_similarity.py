@@ -63,7 +63,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def create(model: str, clip_vision: ImageTower | None, precision: str) -> Reward:
     """model: "demo reward", "demo judge (held out)", or the folder of a CLIP or SigLIP."""
     if clip_vision is not None:
-        return ClipSimilarity(clip_vision, f"{NAME} ({clip_vision.label})", OTHER_SCALE)
+        return ClipSimilarity(clip_vision, f"{NAME} (CLIP_VISION)", OTHER_SCALE)
     demo = DEMO_FOLDERS.get(model)
     folder = Path(__file__).parent.parent / "demo" / demo if demo else Path(model)
     name = f"{NAME} ({model if demo else folder.name})"
@@ -94,7 +94,8 @@ SPEC = Spec(
             "clip_vision",
             None,
             "A CLIP_VISION you have already, in place of the model above: connect Load CLIP Vision "
-            "with any CLIP or SigLIP, for example the one of your IP-Adapter.",
+            "with any CLIP, for example the ViT-H of your IP-Adapter. ComfyUI's SigLIP has no "
+            "embedding of the whole picture; choose its folder above instead.",
         ),
         Input(
             "precision",

@@ -113,7 +113,7 @@ def test_a_connected_clip_vision_is_used_in_place_of_the_model(clip_folder, imag
     connected = create("clip_similarity", model="/not/there", clip_vision=tower)
     plain = create("clip_similarity", model=str(clip_folder))
     context = Context(references=references)
-    assert connected.name == "clip_similarity (small-clip)"
+    assert connected.name == "clip_similarity (CLIP_VISION)"
     assert torch.equal(connected.score(images, context), plain.score(images, context))
 
 
