@@ -17,7 +17,7 @@ from .towers.protocols import ImageTower
 
 NAME = "clip_similarity"
 UNIT = "cosine, -1 to 1 (the same picture)"
-SCALES = {DEMO_REWARD: 0.283, DEMO_JUDGE: 0.230}
+SCALES = {DEMO_REWARD: 0.286, DEMO_JUDGE: 0.234}
 OTHER_SCALE = 0.1  # estimated: a usual spread among pictures for web-trained CLIPs
 
 
