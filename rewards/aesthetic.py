@@ -67,7 +67,6 @@ SPEC = Spec(
             None,
             "A CLIP_VISION you have already, in place of the model above: connect Load CLIP Vision "
             "with OpenAI's ViT-L/14. Usually left free.",
-            advanced=True,
         ),
         Input(
             "precision",

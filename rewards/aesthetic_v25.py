@@ -8,15 +8,14 @@ from .affine_head import HeadReward, fold, layers_in, tower_for
 from .base import Input, Reward, Spec
 from .files.catalogue import AESTHETIC_V25, SIGLIP_SO400M
 from .files.checkpoint import read_weights, wrong_checkpoint
-from .towers.protocols import ImageTower
 
 NAME = "aesthetic_v25"
 UNIT = "points, 1 to 10; above 5.5 is very good"
 LAYERS = tuple(f"scoring_head.{index}" for index in (0, 2, 4, 6, 8))
-SCALE = 0.7
+SCALE = 0.8
 
 
-def create(head: str, model: str, clip_vision: ImageTower | None, precision: str) -> Reward:
+def create(head: str, model: str, precision: str) -> Reward:
     """head: aesthetic_predictor_v2_5.pth. model: the folder of SigLIP so400m at 384 pixels."""
     file = Path(head)
     state = read_weights(file, NAME)
@@ -24,7 +23,7 @@ def create(head: str, model: str, clip_vision: ImageTower | None, precision: str
     if layers is None:
         raise wrong_checkpoint(file, NAME, "the head of Aesthetic Predictor V2.5", state)
     affine = fold(layers)
-    tower = tower_for(affine, file, model, clip_vision, NAME, precision)
+    tower = tower_for(affine, file, model, None, NAME, precision)
     return HeadReward(tower, affine, NAME, UNIT, SCALE)
 
 
@@ -48,17 +47,11 @@ SPEC = Spec(
             "model",
             "model",
             SIGLIP_SO400M.name,
-            "The SigLIP whose embeddings the head reads: siglip-so400m-patch14-384. No other fits. "
-            "Not used when clip_vision is connected.",
+            "The SigLIP whose embeddings the head reads: the folder siglip-so400m-patch14-384. No "
+            "other fits. A CLIP_VISION of it cannot be used: ComfyUI leaves out the layer that "
+            "makes one embedding of a picture.",
             folders=True,
             sources=(SIGLIP_SO400M,),
-        ),
-        Input(
-            "clip_vision",
-            "clip_vision",
-            None,
-            "A CLIP_VISION you have already, in place of the model above: connect Load CLIP Vision "
-            "with sigclip_vision_patch14_384.safetensors, the one used with Flux Redux.",
         ),
         Input(
             "precision",
@@ -70,6 +63,7 @@ SPEC = Spec(
         ),
     ),
     group="taste",
-    scale_source="estimated: no spread over samples is published",
+    scale_source="estimated: no spread is published; the norm of the head's folded weights x the "
+    "spread that LAION's heads have for each unit of theirs",
     licence="head AGPL-3.0; SigLIP Apache-2.0",
 )

@@ -102,8 +102,8 @@ def tower_for(
     if tower.width != width:
         raise RewardError(
             f"{reward}: {file.name} reads embeddings of length {_named(width)}, but {tower.label} "
-            f"gives {_named(tower.width)}. Choose the head's own tower in the model widget of "
-            "Reward Loader or connect it to clip_vision, or choose the head of this tower."
+            f"gives {_named(tower.width)}. Give it the tower it was trained on, or choose the "
+            "head of this tower in Reward Loader."
         )
     return tower
 

@@ -81,8 +81,9 @@ class Input:
 
     kind "text" is a string of several lines. "model" is a path as a string, of a file with one of
     `suffixes` or of a folder where `folders`; or one of `choices`; `sources` are what can be
-    downloaded. "precision" is "auto", "float32", "float16" or "bfloat16". "clip_vision" is an
-    ImageTower or None; in the graph it is a CLIP_VISION socket.
+    downloaded. "precision" is "auto", "float32", "float16" or "bfloat16", one widget of the node
+    for all rewards. "clip_vision" is an ImageTower or None; in the graph it is a CLIP_VISION
+    socket, and where it is connected the input named `model` is not looked for.
     """
 
     name: str

@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .base import Context, Input, Reward, RewardError, Spec, check_images
+from .base import Context, Input, Reward, Spec, check_images
 from .clip_score import DEMO_FOLDERS, DEMO_JUDGE, DEMO_REWARD
 from .files.catalogue import CLIP_B32, CLIP_L14, SIGLIP_SO400M
+from .references import references_of
 from .towers.load import load_image_tower
 from .towers.protocols import ImageTower
 
 NAME = "clip_similarity"
 UNIT = "cosine, -1 to 1 (the same picture)"
-SCALES = {DEMO_REWARD: 0.283, DEMO_JUDGE: 0.230}
+SCALES = {DEMO_REWARD: 0.286, DEMO_JUDGE: 0.234}
 OTHER_SCALE = 0.1  # estimated: a usual spread among pictures for web-trained CLIPs
 
 
@@ -41,34 +42,28 @@ class ClipSimilarity:
     def score(self, images: Tensor, context: Context | None = None) -> Tensor:
         """[B, 3, H, W] -> [B]. Raises RewardError without a reference picture."""
         images = check_images(images, self.name)
-        references = self._embedded(context)
+        references = self._embedded(references_of(context, images, self.name))
         image = self.tower.image_features(images)
         return (image @ references.to(image).T).mean(dim=-1).to(images)
 
-    def _embedded(self, context: Context | None) -> Tensor:
-        references = context.references if context else None
-        if references is None or len(references) == 0:
-            raise RewardError(
-                f"{self.name} has no reference picture. "
-                "Connect an image to the reference socket of Reward Loader."
-            )
+    def _embedded(self, references: Tensor) -> Tensor:
         if self.seen is None or not _same(self.seen[0], references):
-            pictures = check_images(references, self.name)
             # Embeddings made in inference mode could not take part in a gradient later.
             with torch.inference_mode(False), torch.no_grad():
-                features = self.tower.image_features(pictures.clone())
-                self.seen = (references.clone(), features.to("cpu", copy=True))
+                features = self.tower.image_features(references.clone())
+                self.seen = (references, features.to("cpu", copy=True))
         return self.seen[1]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.device == b.device and torch.equal(a, b)
+    alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+    return alike and torch.equal(a, b)
 
 
 def create(model: str, clip_vision: ImageTower | None, precision: str) -> Reward:
     """model: "demo reward", "demo judge (held out)", or the folder of a CLIP or SigLIP."""
     if clip_vision is not None:
-        return ClipSimilarity(clip_vision, f"{NAME} ({clip_vision.label})", OTHER_SCALE)
+        return ClipSimilarity(clip_vision, f"{NAME} (CLIP_VISION)", OTHER_SCALE)
     demo = DEMO_FOLDERS.get(model)
     folder = Path(__file__).parent.parent / "demo" / demo if demo else Path(model)
     name = f"{NAME} ({model if demo else folder.name})"
@@ -99,7 +94,8 @@ SPEC = Spec(
             "clip_vision",
             None,
             "A CLIP_VISION you have already, in place of the model above: connect Load CLIP Vision "
-            "with any CLIP or SigLIP, for example the one of your IP-Adapter.",
+            "with any CLIP, for example the ViT-H of your IP-Adapter. ComfyUI's SigLIP has no "
+            "embedding of the whole picture; choose its folder above instead.",
         ),
         Input(
             "precision",

@@ -21,7 +21,7 @@ from .references import references_of
 
 NAME = "colour_match"
 UNIT = "minus colour distance dE, 0 (the reference's colours) to -100 (black against white)"
-SCALE = 1.0
+SCALE = 13.9
 
 SIDE = 256  # larger pictures are compared shrunk to about SIDE x SIDE pixels
 

@@ -14,7 +14,7 @@ from .masks import average
 
 NAME = "palette"
 UNIT = "closeness, 1 (only and all of these colours) down to about 0 (black against white)"
-SCALE = 1.0
+SCALE = 0.122
 
 MOST = 16
 FARTHEST = 100.0  # dE from black to white

@@ -10,7 +10,7 @@ from .masks import average
 
 NAME = "saturation"
 UNIT = "mean chroma C*, 0 (grey) to about 133 (pure blue)"
-SCALE = 1.0
+SCALE = 17.9
 
 
 def saturation(images: Tensor, region: Tensor | None = None) -> Tensor:

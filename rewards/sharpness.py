@@ -11,7 +11,7 @@ from .masks import average
 
 NAME = "sharpness"
 UNIT = "variance of the Laplacian of luma, 0 (flat) to 16 (a chessboard of single pixels)"
-SCALE = 1.0
+SCALE = 0.0123
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L" and OpenCV's grey
 _NEIGHBOURS = ((0, 1), (2, 1), (1, 0), (1, 2))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...dno_core.estimators import probes
+from ...rewards.towers.cache import forget as forget_models
 from .refusals import Unsupported
 
 GRAPH_ROOM = 4
@@ -60,23 +61,50 @@ class _Shell(nn.Module):
         self.device = torch.device("cpu")
 
 
+class RewardPatcher(comfy.model_patcher.ModelPatcher):
+    """Loads a reward's network whole or not at all.
+
+    Its layers are plain torch ones, which cannot run with some of their weights elsewhere.
+    """
+
+    def partially_load(
+        self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False
+    ) -> Any:
+        return super().partially_load(device_to, 1e32, force_patch_weights)
+
+    def partially_unload(
+        self, device_to: Any, memory_to_free: float = 0, force_patch_weights: bool = False
+    ) -> int:
+        return 0
+
+
 def reward_patcher(module: nn.Module) -> Any:
-    """The ModelPatcher of a reward's network; it lives on the module, so it is loaded once."""
+    """The ModelPatcher of a reward's network; it lives on the module, so it is loaded once.
+
+    A module may bring its own as `dno_patcher`.
+    """
     patcher = getattr(module, "dno_patcher", None)
     if patcher is None:
-        patcher = comfy.model_patcher.ModelPatcher(
+        patcher = RewardPatcher(
             _Shell(module),
             load_device=comfy.model_management.get_torch_device(),
             offload_device=torch.device("cpu"),
         )
+        patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_DETACH, _forget_unused)
         module.dno_patcher = patcher  # type: ignore[assignment]
     return patcher
 
 
+def _forget_unused(_: Any, unloaded: bool) -> None:
+    """Where ComfyUI makes room, or the user asks for it, models that no reward uses go as well."""
+    if unloaded:  # not where a patcher is merely garbage collected
+        forget_models()
+
+
 def reward_patchers(rewards: Iterable[Any]) -> list[Any]:
     """The patchers of all networks of these rewards, each once."""
-    modules = {id(module): module for reward in rewards for module in reward.modules}
-    return [reward_patcher(module) for module in modules.values()]
+    patchers = [reward_patcher(module) for reward in rewards for module in reward.modules]
+    return list({id(patcher): patcher for patcher in patchers}.values())
 
 
 def has_quantized_weights(patcher: Any) -> bool:

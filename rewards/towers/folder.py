@@ -30,6 +30,15 @@ class ModelFolder(NamedTuple):
         return self.kind in _WITH_TEXT
 
     @property
+    def pickles(self) -> list[Path]:
+        """The weights files in PyTorch's own format, if these are what is loaded."""
+        if self.weights.name == _PICKLES[0]:
+            return [self.weights]
+        return (
+            sorted(self.path.glob("pytorch_model-*.bin")) if self.weights.name in _PICKLES else []
+        )
+
+    @property
     def files(self) -> list[Path]:
         """The files that what is loaded depends on."""
         names = ("config.json", "preprocessor_config.json", "processor_config.json")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..base import RewardError
+from ..files.checkpoint import read_weights, wrong_checkpoint
 from .cache import once, stamps
 from .folder import OPEN_CLIP_CONFIG, broken, missing_file, read_json
 from .precision import dtype_of
@@ -41,8 +42,6 @@ def load_open_clip_folder(
     import open_clip
     from open_clip.factory import load_checkpoint
 
-    from ..files.checkpoint import read_weights
-
     _check_local(folder, read_json(folder / OPEN_CLIP_CONFIG, reward), reward)
     stored = _stored_dtype(read_weights(weights, reward))
     name = f"local-dir:{folder}"
@@ -65,7 +64,14 @@ def load_open_clip_folder(
     ) as error:
         raise broken(weights, reward, error) from error
     tokenize = open_clip_tokens(tokenizer, tokenizer.context_length)
-    return _tower(folder.name, model, _as_configured(model), tokenize, dtype, stored)
+    return _tower(
+        folder.name,
+        model,
+        configured_preprocessing(model.visual.preprocess_cfg),
+        tokenize,
+        dtype,
+        stored,
+    )
 
 
 def load_open_clip_file(
@@ -89,8 +95,6 @@ def load_open_clip_file(
 
 def _load_file(path: Path, reward: str, dtype: torch.dtype | None, longest_side: bool) -> TextTower:
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-
-    from ..files.checkpoint import read_weights, wrong_checkpoint
 
     state = read_weights(path, reward)
     try:
@@ -196,9 +200,8 @@ def _torchvision(size: int) -> Preprocessing:
     return Preprocessing((size, size), (size, size), rounded=True)
 
 
-def _as_configured(model: Any) -> Preprocessing:
-    """The preprocess_cfg in open_clip_config.json, in our terms."""
-    config = model.visual.preprocess_cfg
+def configured_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
+    """open_clip's preprocess_cfg in our terms."""
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
     squash = config["resize_mode"] == "squash"

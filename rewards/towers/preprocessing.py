@@ -37,6 +37,20 @@ class Preprocessing:
     eight_bit: bool = True
     fill: float = 0.0
 
+    def fitted(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """The (height, width) a picture of that shape is resized to; at least one pixel."""
+        height, width = shape
+        if self.resize is None:
+            return height, width
+        if self.fit == "squash":
+            return self.resize
+        if self.fit == "shortest" and self.resize[0] == self.resize[1]:
+            side, shorter = self.resize[0], min(height, width)
+            return height * side // shorter, width * side // shorter
+        ratios = (self.resize[0] / height, self.resize[1] / width)
+        ratio = min(ratios) if self.fit == "longest" else max(ratios)
+        return max(1, round(height * ratio)), max(1, round(width * ratio))
+
 
 def clip_preprocessing(size: int) -> Preprocessing:
     """transformers' CLIP: shorter side to `size`, centre crop."""
@@ -66,9 +80,7 @@ def preprocess(images: Tensor, settings: Preprocessing) -> Tensor:
 
 def resize(images: Tensor, settings: Preprocessing) -> Tensor:
     """Resize as Pillow does, antialiased and clamped to [0, 1], or as a tensor."""
-    if settings.resize is None:
-        return images
-    size = _fitted(images.shape[-2:], settings.resize, settings.fit)
+    size = settings.fitted(images.shape[-2:])
     if size == tuple(images.shape[-2:]):
         return images
     if not settings.eight_bit:
@@ -83,19 +95,6 @@ def resize(images: Tensor, settings: Preprocessing) -> Tensor:
 
 def _interpolate(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return F.interpolate(images, size=size, mode=mode, antialias=True, align_corners=False)
-
-
-def _fitted(shape: tuple[int, ...], size: tuple[int, int], fit: Fit) -> tuple[int, int]:
-    """The (height, width) that a picture of that shape is resized to; at least one pixel."""
-    height, width = shape
-    if fit == "squash":
-        return size
-    if fit == "shortest" and size[0] == size[1]:
-        shorter = min(height, width)
-        return height * size[0] // shorter, width * size[0] // shorter
-    ratios = (size[0] / height, size[1] / width)
-    ratio = min(ratios) if fit == "longest" else max(ratios)
-    return max(1, round(height * ratio)), max(1, round(width * ratio))
 
 
 def center_crop(images: Tensor, settings: Preprocessing) -> Tensor:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..base import RewardError
+from ..files.checkpoint import read_weights
 from .folder import ModelFolder, broken, missing_file
 from .processor_config import read_preprocessing
 from .texts import Tokenize
-from .tokenizers import BUNDLED_VOCABULARY, clip_tokens, transformers_tokens
+from .tokenizers import BUNDLED_VOCABULARY, clip_tokens, siglip_tokens, transformers_tokens
 from .tower import TextTower, Tower
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError)
@@ -75,6 +76,8 @@ def _load(
 ) -> Any:
     import transformers
 
+    for file in folder.pickles:
+        read_weights(file, reward)  # refuses, in plain words, what could run code
     major = int(transformers.__version__.split(".")[0])
     options: dict[str, Any] = {"dtype" if major >= 5 else "torch_dtype": dtype or "auto"}
     if config is not None:
@@ -127,18 +130,26 @@ def _quiet() -> Iterator[None]:
 def _tokenizer(folder: ModelFolder, config: Any, reward: str) -> Tokenize:
     from transformers import AutoTokenizer
 
-    limit = config.max_position_embeddings
+    limit, siglip = config.max_position_embeddings, folder.kind != "clip"
+    pieces = folder.path / "spiece.model"
     if not folder.has_tokenizer:
-        if folder.kind != "clip":
-            raise missing_file(folder.path, "tokenizer.json (or spiece.model)", reward)
+        if siglip:
+            raise missing_file(folder.path, "spiece.model (or tokenizer.json)", reward)
         return clip_tokens(limit, padded=False)
     try:
+        if siglip and pieces.is_file():
+            return siglip_tokens(pieces, limit)
         tokenizer = AutoTokenizer.from_pretrained(
             folder.path, local_files_only=True, trust_remote_code=False
         )
-    except (*_UNREADABLE, ImportError) as error:
+    except ImportError as error:
+        raise RewardError(
+            f"{reward}: the text of {folder.path} needs a package that is not installed "
+            f"({error.name or error}). Install it, or choose another model in Reward Loader."
+        ) from error
+    except _UNREADABLE as error:
         raise broken(folder.path, reward, error) from error
-    return transformers_tokens(tokenizer, limit, padded=folder.kind != "clip")
+    return transformers_tokens(tokenizer, limit, siglip)
 
 
 def _check_bundled(folder: ModelFolder, reward: str) -> None:

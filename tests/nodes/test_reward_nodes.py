@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+
+from comfyui_dno import rewards
+from comfyui_dno.rewards import REGISTRY, Input, PixelReward, Spec, register
+from comfyui_dno.tests.nodes.reward_prompts import loader, sink, value
 
 
 def write_clip(folder: Path) -> Path:
@@ -16,111 +18,6 @@ def write_clip(folder: Path) -> Path:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.write_clip(folder)
-
-
-@pytest.fixture(scope="module")
-def rooms(comfy):
-    """The node module, and ComfyUI's own modules with our two nodes registered."""
-    import execution
-    import folder_paths
-    import nodes as comfy_nodes
-    from comfy_api.latest import io
-
-    from comfyui_dno.nodes import reward_nodes
-
-    caught: list[object] = []
-
-    class Sink(io.ComfyNode):
-        @classmethod
-        def define_schema(cls):
-            return io.Schema(
-                node_id="DNO_TestSink",
-                inputs=[io.Custom("DNO_REWARD").Input("reward")],
-                is_output_node=True,
-            )
-
-        @classmethod
-        def execute(cls, reward):
-            caught.append(reward)
-            return io.NodeOutput()
-
-    class Text(io.ComfyNode):
-        @classmethod
-        def define_schema(cls):
-            return io.Schema(
-                node_id="DNO_TestText",
-                inputs=[io.String.Input("text")],
-                outputs=[io.String.Output()],
-            )
-
-        @classmethod
-        def execute(cls, text):
-            return io.NodeOutput(text)
-
-    ours = {
-        "DNO_RewardLoader": reward_nodes.RewardLoader,
-        "DNO_RewardMix": reward_nodes.RewardMix,
-        "DNO_TestSink": Sink,
-        "DNO_TestText": Text,
-    }
-    for node in ours.values():
-        node.GET_SCHEMA()
-    before = dict(comfy_nodes.NODE_CLASS_MAPPINGS)
-    comfy_nodes.NODE_CLASS_MAPPINGS.update(ours)
-    yield SimpleNamespace(
-        nodes=reward_nodes, execution=execution, folder_paths=folder_paths, caught=caught
-    )
-    comfy_nodes.NODE_CLASS_MAPPINGS.clear()
-    comfy_nodes.NODE_CLASS_MAPPINGS.update(before)
-
-
-class Server:
-    """What the executor asks of a server."""
-
-    client_id = None
-    last_node_id = None
-
-    def __init__(self):
-        self.events = []
-
-    def send_sync(self, event, data, sid=None):
-        self.events.append((event, data))
-
-
-@pytest.fixture
-def run(rooms):
-    """Validate and execute an API prompt; return what reached the sink, or the errors."""
-
-    def execute(prompt):
-        rooms.caught.clear()
-        valid, error, outputs, node_errors = asyncio.run(
-            rooms.execution.validate_prompt("test", prompt, None)
-        )
-        if not valid:
-            return SimpleNamespace(terms=None, refused=node_errors or error, error=None)
-        server = Server()
-        executor = rooms.execution.PromptExecutor(
-            server, cache_args={"ram": 0.0, "ram_inactive": 0.0, "lru": 0}
-        )
-        executor.execute(prompt, "test", {}, outputs)
-        errors = [data for event, data in executor.status_messages if event == "execution_error"]
-        return SimpleNamespace(
-            terms=rooms.caught[0] if rooms.caught else None,
-            refused=None,
-            error=errors[0]["exception_message"] if errors else None,
-        )
-
-    return execute
-
-
-def loader(reward, **inputs):
-    values = {"reward": reward, "weight": 1.0, "goal": "maximize", "target": 0.0}
-    values |= {"watch_only": False} | {k.replace("__", "."): v for k, v in inputs.items()}
-    return {"class_type": "DNO_RewardLoader", "inputs": values}
-
-
-def sink(link):
-    return {"class_type": "DNO_TestSink", "inputs": {"reward": link}}
 
 
 def all_inputs(info):
@@ -135,15 +32,13 @@ def all_inputs(info):
 
 
 def test_every_input_has_a_tooltip_that_helps(rooms):
-    for node in (rooms.nodes.RewardLoader, rooms.nodes.RewardMix):
+    for node in (rooms.RewardLoader, rooms.RewardMix):
         for name, _, options in all_inputs(node.INPUT_TYPES()):
             assert len(options.get("tooltip", "")) > 25, f"{node.__name__}.{name}"
 
 
 def test_the_loader_offers_every_reward_with_its_own_inputs(rooms):
-    from comfyui_dno.rewards import REGISTRY
-
-    kind, options = rooms.nodes.RewardLoader.INPUT_TYPES()["required"]["reward"]
+    kind, options = rooms.RewardLoader.INPUT_TYPES()["required"]["reward"]
     assert kind == "COMFY_DYNAMICCOMBO_V3"
     assert [choice["key"] for choice in options["options"]] == list(REGISTRY)
     by_name = {choice["key"]: choice["inputs"] for choice in options["options"]}
@@ -155,16 +50,42 @@ def test_the_loader_offers_every_reward_with_its_own_inputs(rooms):
 
 
 def test_rare_inputs_are_advanced(rooms):
-    required = rooms.nodes.RewardLoader.INPUT_TYPES()["required"]
-    advanced = {name for name, (_, options) in required.items() if options.get("advanced")}
-    assert advanced == {"goal", "target", "watch_only"}
-    assert list(required) == ["reward", "weight", "goal", "target", "watch_only"]
+    info = rooms.RewardLoader.INPUT_TYPES()
+    inputs = {**info["required"], **info["optional"]}
+    advanced = {name for name, (_, options) in inputs.items() if options.get("advanced")}
+    assert advanced == {"goal", "target", "watch_only", "precision"}
+
+
+def test_saved_workflows_stay_valid_because_inputs_are_only_appended(rooms):
+    """Widget values are stored by position, those of the chosen reward among the node's own."""
+    info = rooms.RewardLoader.INPUT_TYPES()
+    assert list(info["required"]) == ["reward", "weight", "goal", "target", "watch_only"]
+    assert list(info["optional"]) == ["mask", "precision"]
+    by_name = {
+        choice["key"]: choice["inputs"] for choice in info["required"]["reward"][1]["options"]
+    }
+    widgets = {
+        name: [key for key, (kind, _) in inputs["required"].items() if kind != "CLIP_VISION"]
+        for name, inputs in by_name.items()
+    }
+    assert widgets["colour"] == ["colour"]
+    assert widgets["clip_score"] == ["model", "template"]
+    assert widgets["jpeg_compressibility"] == widgets["jpeg_incompressibility"] == ["quality"]
+    assert widgets["brightness"] == widgets["darkness"] == widgets["contrast"] == []
+
+
+def test_rewards_come_by_group_and_label_and_the_first_runs_without_files(rooms):
+    options = rooms.RewardLoader.INPUT_TYPES()["required"]["reward"][1]["options"]
+    assert [options[0]["key"], options[1]["key"]] == ["brightness", "colour"]
+    groups = ["pixels", "prompt", "taste", "reference", "black box"]
+    order = [groups.index(REGISTRY[choice["key"]].group) for choice in options]
+    assert order == sorted(order)
 
 
 def test_the_schema_is_json(rooms):
     import json
 
-    for node in (rooms.nodes.RewardLoader, rooms.nodes.RewardMix):
+    for node in (rooms.RewardLoader, rooms.RewardMix):
         json.dumps(node.GET_NODE_INFO_V1())
 
 
@@ -233,7 +154,8 @@ def clip_prompt(model, text="red cat"):
 
 
 def test_local_clip_folders_are_offered_and_load(run, rooms, models):
-    assert sorted(rooms.nodes.model_folders()) == ["maker/their-clip", "my-clip"]
+    (item,) = [item for item in REGISTRY["clip_score"].inputs if item.name == "model"]
+    assert sorted(rooms.models.found_models(item)) == ["maker/their-clip", "my-clip"]
     done = run(clip_prompt("maker/their-clip"))
     (term,) = done.terms
     assert term.reward.name == "clip_score (their-clip)"
@@ -264,10 +186,10 @@ def test_a_model_that_is_not_there_is_refused_before_the_run(run, models):
 
 def test_a_replaced_model_file_changes_the_fingerprint(rooms, models):
     chosen = {"reward": "clip_score", "model": "my-clip", "prompt": None}
-    before = rooms.nodes.RewardLoader.fingerprint_inputs(reward=chosen)
-    assert before == rooms.nodes.RewardLoader.fingerprint_inputs(reward=chosen)
+    before = rooms.RewardLoader.fingerprint_inputs(reward=chosen)
+    assert before == rooms.RewardLoader.fingerprint_inputs(reward=chosen)
     (models / "my-clip" / "config.json").touch()
-    assert before != rooms.nodes.RewardLoader.fingerprint_inputs(reward=chosen)
+    assert before != rooms.RewardLoader.fingerprint_inputs(reward=chosen)
 
 
 def test_a_mix_holds_all_terms_in_order_and_a_mix_of_a_mix_works(run):
@@ -295,3 +217,199 @@ def test_a_mix_holds_all_terms_in_order_and_a_mix_of_a_mix_works(run):
 def test_a_mix_without_a_reward_is_refused_before_the_run(run):
     prompt = {"1": {"class_type": "DNO_RewardMix", "inputs": {}}, "2": sink(["1", 0])}
     assert run(prompt).refused
+
+
+def test_mixes_in_mixes_hold_any_number_of_rewards(run):
+    prompt = {str(i): loader("brightness", weight=1.0 + i) for i in range(60)}
+    for mix in range(2):
+        links = {f"rewards.reward_{i}": [str(30 * mix + i), 0] for i in range(30)}
+        prompt[f"mix {mix}"] = {"class_type": "DNO_RewardMix", "inputs": links}
+    both = {"rewards.reward_0": ["mix 0", 0], "rewards.reward_1": ["mix 1", 0]}
+    prompt["all"] = {"class_type": "DNO_RewardMix", "inputs": both}
+    done = run({**prompt, "sink": sink(["all", 0])})
+    assert [term.weight for term in done.terms] == [1.0 + i for i in range(60)]
+
+
+EVERY_KIND = (
+    Input("strength", "float", 0.5, "A number that has a range.", min=0.0, max=2.0, step=0.1),
+    Input("count", "int", 3, "A whole number with a range.", min=1, max=9, step=1),
+    Input("soft", "bool", True, "A switch that is on at first."),
+    Input("word", "string", "cat", "A text of a single line."),
+    Input("story", "text", "a\nb", "A text of several lines."),
+    Input("manner", "choice", "b", "One of a few given words.", choices=("a", "b")),
+    Input("paint", "colour", "#102030", "A colour as #rrggbb."),
+    Input("precision", "precision", "auto", "The number format of the network."),
+    Input("clip_vision", "clip_vision", None, "A CLIP_VISION in place of the model."),
+)
+
+
+@pytest.fixture
+def every_kind(monkeypatch):
+    """A registered reward with an input of every kind; the values that reached its `create`."""
+    received = {}
+
+    def create(**inputs):
+        received.update(inputs)
+        return PixelReward("every_kind", "mean", 1.0, lambda images: images.mean(dim=(1, 2, 3)))
+
+    monkeypatch.setattr(rewards, "_registered", {})
+    register(
+        Spec(
+            "every_kind",
+            "Every kind",
+            "mean",
+            "For tests.",
+            create,
+            EVERY_KIND,
+            prompt="What the picture shows.",
+            needs_prompt=False,
+            reference="The picture to compare with.",
+        )
+    )
+    return received
+
+
+def test_every_kind_of_input_becomes_its_widget_or_socket(rooms, every_kind):
+    options = rooms.RewardLoader.INPUT_TYPES()["required"]["reward"][1]["options"]
+    (inputs,) = [choice["inputs"] for choice in options if choice["key"] == "every_kind"]
+    kinds = {name: kind for name, kind, _ in all_inputs(inputs)}
+    assert kinds == {
+        "strength": "FLOAT",
+        "count": "INT",
+        "soft": "BOOLEAN",
+        "word": "STRING",
+        "story": "STRING",
+        "manner": "COMBO",
+        "paint": "COLOR",
+        "prompt": "STRING",
+        "reference": "IMAGE",
+        "clip_vision": "CLIP_VISION",
+    }
+    assert list(inputs["optional"]) == ["prompt", "reference", "clip_vision"]
+    required = inputs["required"]
+    assert required["story"][1]["multiline"] and not required["word"][1].get("multiline")
+    assert required["manner"][1]["options"] == ["a", "b"]
+    assert required["manner"][1]["default"] == "b"
+
+
+def every_kind_loader(**inputs):
+    given = {"strength": 1.5, "count": 2, "soft": False, "word": "dog", "story": "c\nd"}
+    given |= {"manner": "a", "paint": "#ffffff"}
+    given = {f"reward__{name}": given for name, given in given.items()}
+    return loader("every_kind", **given, **inputs)
+
+
+def test_the_values_reach_create_under_their_names(run, rooms, every_kind):
+    rooms.values["picture"] = torch.rand(2, 8, 9, 3)
+    prompt = {
+        "p": value("picture"),
+        "1": every_kind_loader(reward__reference=["p", 0]),
+        "2": sink(["1", 0]),
+    }
+    (term,) = run(prompt).terms
+    assert every_kind == {
+        "strength": 1.5,
+        "count": 2,
+        "soft": False,
+        "word": "dog",
+        "story": "c\nd",
+        "manner": "a",
+        "paint": "#ffffff",
+        "precision": "float32",
+        "clip_vision": None,
+    }
+    references = term.context.references
+    assert torch.equal(references, rooms.values["picture"].movedim(-1, 1))
+    assert not references.is_inference() and term.context.prompts == ()
+
+
+def test_a_chosen_precision_reaches_create_and_auto_is_that_of_comfyuis_text_encoders(
+    run, rooms, every_kind, monkeypatch
+):
+    import comfy.model_management as management
+
+    rooms.values["picture"] = torch.rand(1, 8, 8, 3)
+
+    def asked(precision):
+        node = every_kind_loader(reward__reference=["p", 0], precision=precision)
+        run({"p": value("picture"), "1": node, "2": sink(["1", 0])})
+        return every_kind["precision"]
+
+    assert asked("bfloat16") == "bfloat16" and asked("auto") == "float32"
+    monkeypatch.setattr(management, "get_torch_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(management, "should_use_fp16", lambda *_, **__: True)
+    assert asked("auto") == "float16"
+    monkeypatch.setattr(management, "text_encoder_dtype", lambda *_: torch.bfloat16)
+    assert asked("auto") == "bfloat16"
+    monkeypatch.setattr(management, "text_encoder_dtype", lambda *_: torch.float8_e4m3fn)
+    assert asked("auto") == "float16"
+    monkeypatch.setattr(management, "should_use_fp16", lambda *_, **__: False)
+    assert asked("auto") == "float32"
+
+
+ODD_REFERENCES = {
+    "alpha": (torch.rand(1, 8, 8, 4), "has 4 channels"),
+    "nan": (torch.full((1, 8, 8, 3), torch.nan), "holds NaN"),
+    "empty": (torch.zeros(0, 8, 8, 3), "is empty"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_REFERENCES)
+def test_an_unusable_reference_is_named_with_its_socket(run, rooms, every_kind, odd):
+    rooms.values[odd], what = ODD_REFERENCES[odd]
+    node = every_kind_loader(reward__reference=["p", 0])
+    done = run({"p": value(odd), "1": node, "2": sink(["1", 0])})
+    assert done.error.strip().startswith("Reward Loader: the reference of Every kind")
+    assert what in done.error and "reference socket" in done.error
+
+
+def test_a_missing_reference_is_asked_for(run, every_kind):
+    done = run({"1": every_kind_loader(), "2": sink(["1", 0])})
+    assert "Every kind needs a picture to compare with." in done.error
+    assert "Connect one to its reference socket." in done.error
+
+
+def masked(run, rooms, mask, reward="brightness", **inputs):
+    rooms.values["mask"] = mask
+    node = loader(reward, mask=["m", 0], **inputs)
+    return run({"m": value("mask"), "1": node, "2": sink(["1", 0])})
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_mask_limits_the_reward_to_its_white_part(run, rooms, batched):
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :, 4:] = 1
+    (term,) = masked(run, rooms, mask if batched else mask[0]).terms
+    assert term.context.masks.shape == (1, 1, 8, 8)
+    picture = torch.zeros(1, 3, 8, 8)
+    picture[..., 4:] = 1
+    assert term.reward.score(picture, term.context).item() == pytest.approx(1.0)
+
+
+def test_a_masked_reward_has_a_gradient_inside_the_mask_only(run, rooms):
+    mask = torch.zeros(1, 8, 8)
+    mask[:, 2:5] = 1
+    (term,) = masked(run, rooms, mask, "jpeg_compressibility", reward__quality=95).terms
+    assert not term.reward.differentiable
+    (term,) = masked(run, rooms, mask, "contrast").terms
+    with torch.inference_mode(False), torch.enable_grad():
+        x = torch.rand(2, 3, 8, 8, requires_grad=True)
+        term.reward.score(x, term.context).sum().backward()
+    assert x.grad[:, :, 2:5].abs().amin() > 0
+    assert x.grad[:, :, :2].abs().amax() == 0 and x.grad[:, :, 5:].abs().amax() == 0
+
+
+ODD_MASKS = {
+    "black": (torch.zeros(1, 8, 8), "black everywhere"),
+    "one black": (torch.stack([torch.ones(8, 8), torch.zeros(8, 8)]), "black everywhere"),
+    "nan": (torch.full((1, 8, 8), torch.nan), "holds NaN"),
+    "misshaped": (torch.ones(1, 1, 8, 8), r"shape [1, 1, 8, 8]"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_MASKS)
+def test_an_unusable_mask_is_named_with_its_socket(run, rooms, odd):
+    mask, what = ODD_MASKS[odd]
+    done = masked(run, rooms, mask)
+    assert done.error.strip().startswith("Reward Loader: the mask")
+    assert what in done.error and "mask socket" in done.error

@@ -113,7 +113,7 @@ def test_a_connected_clip_vision_is_used_in_place_of_the_model(clip_folder, imag
     connected = create("clip_similarity", model="/not/there", clip_vision=tower)
     plain = create("clip_similarity", model=str(clip_folder))
     context = Context(references=references)
-    assert connected.name == "clip_similarity (small-clip)"
+    assert connected.name == "clip_similarity (CLIP_VISION)"
     assert torch.equal(connected.score(images, context), plain.score(images, context))
 
 
@@ -127,12 +127,12 @@ def test_the_demo_models_compare_what_the_demo_model_draws(model, images):
 
 @pytest.mark.parametrize("context", [None, Context(), Context(references=torch.zeros(0, 3, 8, 8))])
 def test_no_reference_is_refused_with_the_way_out(reward, images, context):
-    with pytest.raises(RewardError, match="has no reference picture. Connect an image"):
+    with pytest.raises(RewardError, match="has no picture to compare with. Connect an IMAGE"):
         reward.score(images, context)
 
 
 def test_a_reference_with_an_alpha_channel_is_refused(reward, images):
-    with pytest.raises(RewardError, match="4 channels"):
+    with pytest.raises(RewardError, match="plain RGB picture, without alpha"):
         reward.score(images, Context(references=torch.rand(1, 4, 32, 32)))
 
 

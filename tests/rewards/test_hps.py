@@ -151,3 +151,15 @@ def test_no_prompt_is_refused_with_the_way_out(reward, images):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RewardError, match="HPS_v2.1_compressed.pt"):
         create("hps", model=str(tmp_path / "HPS_v2.1_compressed.pt"))
+
+
+@pytest.mark.parametrize(("precision", "cosine"), [("float16", 0.001), ("bfloat16", 0.02)])
+def test_half_precision_stays_within_its_bounds(file, images, precision, cosine):
+    scores, gradients = [], []
+    for kind in ("float32", precision):
+        x = images.clone().requires_grad_(True)
+        score = create("hps", model=str(file), precision=kind).score(x, Context(PROMPTS))
+        gradients.append(torch.autograd.grad(score.sum(), x)[0].flatten())
+        scores.append(score.detach())
+    torch.testing.assert_close(scores[1], scores[0], atol=cosine, rtol=0)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
