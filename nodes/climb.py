@@ -139,15 +139,17 @@ class _Follower:
             warnings = warning_lights(recorder.terms, recorder.records)
             progress.show(recorder.images[-1])
             left = progress.seconds_left
-            status = status_line(recorder, request.iterations, left, warnings)
-            progress.text("\n".join([status, *_remarks(iteration)]))
+            lines = [status_line(recorder, request.iterations, left, warnings)]
+            lines += _remarks(iteration)
             best = [recorder.records[position].index for position in recorder.best]
             memory = memory_use(iteration.z.device)
             self.session.step(recorder.records[-1], best, left, memory, warnings)
-            progress.waited(self.session.wait(progress.call))
+            if self.session.is_paused:
+                progress.text("\n".join([*lines, "Paused."]))
+                progress.waited(self.session.wait(progress.call))
             reason = self.session.stop_reason or first_reason(rules, recorder.records) or ""
+            progress.text("\n".join([*lines, *(self._ending(reason) if reason else [])]))
             if reason:
-                progress.text("\n".join([status, *_remarks(iteration), *self._ending(reason)]))
                 return reason
         return ""
 

@@ -84,6 +84,11 @@ class Session:
         return self._state in ("running", "paused")
 
     @property
+    def is_paused(self) -> bool:
+        """Whether the run is asked to wait."""
+        return self._paused
+
+    @property
     def index(self) -> int:
         """The last iteration that is there; -1 before the first."""
         return self._steps[-1]["index"] if self._steps else -1

@@ -21,13 +21,18 @@ const panels = new Map()
 const store = sessionStore({ listSessions, loadSession }, showOnItsNode)
 
 function showOnItsNode(session) {
-  const node = nodeAt(root(), session.node)
+  const node = nodeOf(session)
   const panel = panels.get(node)
   if (panel && newestOf(node) === session) panel.show(session)
 }
 
+/** The session's node, if the graph on the page is the one that was queued. */
+function nodeOf({ node, workflow }) {
+  return workflow && workflow !== root().id ? null : nodeAt(root(), node)
+}
+
 function newestOf(node) {
-  return store.all().findLast((session) => nodeAt(root(), session.node) === node)
+  return store.all().findLast((session) => nodeOf(session) === node)
 }
 
 /** Nodes get their ids, and panels their runs, once the graph stands. */

@@ -2,14 +2,15 @@
 
 import { number } from './format.js'
 
-const HEAD = ['node', 'prompt_id', 'state', 'reason', 'planned', 'terms', 'typical', 'batch']
+const HEAD = ['node', 'prompt_id', 'workflow', 'planned', 'terms', 'typical', 'batch']
 const BASE = ['learning_rate', 'gamma', 'limits']
 
+/** `workflow` is the id of the graph it was queued from; `heard` counts what events told. */
 export function newSession(id) {
   return {
     session: id, node: '', prompt_id: '', state: 'running', reason: '', planned: 0,
     terms: [], typical: 0.01, batch: 1, learning_rate: 0, gamma: 0, limits: {},
-    steps: [], changes: [], best: []
+    workflow: null, heard: 0, steps: [], changes: [], best: []
   }
 }
 
@@ -19,9 +20,10 @@ export function isOpen(session) {
 
 /** Take over the server's head of a run, and its steps and changes where they are given. */
 export function applyState(session, data) {
+  if (data.state) Object.assign(session, { state: data.state, reason: data.reason ?? '' })
   for (const name of [...HEAD, ...BASE]) if (data[name] !== undefined) session[name] = data[name]
   for (const step of data.steps ?? []) applyStep(session, step)
-  if (data.changes) session.changes = data.changes
+  if (data.changes?.length >= session.changes.length) session.changes = data.changes
 }
 
 /** Take over one iteration; a repeated one replaces what was there. */

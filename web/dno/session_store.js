@@ -32,7 +32,9 @@ export function sessionStore(protocol, changed) {
   }
 
   async function load(session) {
+    const { heard } = session
     const data = await protocol.loadSession(session.session)
+    if (data && session.heard !== heard) delete data.state // events have told more since
     if (data) applyState(session, data)
     else if (isOpen(session)) end(session, 'failed', 'The server no longer knows this run.')
     changed(session)
@@ -47,6 +49,7 @@ export function sessionStore(protocol, changed) {
   const handlers = {
     'dno.state'(data) {
       const session = known(data.session)
+      session.heard++
       applyState(session, data)
       changed(session)
     },
