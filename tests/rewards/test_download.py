@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from comfyui_dno.rewards.base import RewardError
-from comfyui_dno.rewards.files import fetch, part
+from comfyui_dno.rewards.files import fetch, part, stream
 from comfyui_dno.rewards.files.download import download
 from comfyui_dno.rewards.files.missing import is_complete
 from comfyui_dno.rewards.files.source import RemoteFile, Source
@@ -169,6 +169,7 @@ def test_a_server_that_only_stalls_is_named(server: FileServer, tmp_path: Path) 
 def test_a_server_without_ranges_sends_everything_again(server: FileServer, tmp_path: Path) -> None:
     source = model(server.serve("/m.pt", BODY, cuts=[200_000], ranges=False), BODY)
     assert fetch_model(source, tmp_path).read_bytes() == BODY
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("seen", ['"second"', ""])
@@ -216,6 +217,18 @@ def test_what_was_kept_and_is_wrong_is_fetched_from_its_start(
     assert fetch_model(source, tmp_path).read_bytes() == BODY
 
 
+def test_a_file_that_changes_while_it_comes_is_fetched_from_its_start(
+    server: FileServer, tmp_path: Path
+) -> None:
+    def report(done: int, total: int) -> None:
+        if done and not server.files["/m.pt"].cuts:
+            server.serve("/m.pt", BODY, etag="")
+
+    source = model(server.serve("/m.pt", OTHER, etag="", cuts=[300_000]), BODY)
+    assert download(source, tmp_path, report, HASTY).read_bytes() == BODY
+    assert server.ranges() == ["", "bytes=300000-", ""]
+
+
 def test_a_part_that_was_whole_is_checked_and_named_without_a_request(
     server: FileServer, tmp_path: Path
 ) -> None:
@@ -260,6 +273,15 @@ def test_a_body_shorter_than_announced_is_never_named(server: FileServer, tmp_pa
     source = model(server.serve("/m.pt", BODY, length=len(BODY) + 5))
     with pytest.raises(RewardError, match=r"cut.*at the last of 3 tries"):
         fetch_model(source, tmp_path)
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_connection_that_ends_early_without_an_error_is_noticed(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_body", lambda raw: iter([raw.read(1000)]))
+    with pytest.raises(RewardError, match="the connection was cut"):
+        fetch_model(model(server.serve("/m.pt", BODY, ranges=False)), tmp_path)
     assert not (tmp_path / "model.pt").exists()
 
 
@@ -340,8 +362,6 @@ def test_a_connection_that_is_not_secure_is_not_used(server: FileServer, tmp_pat
 def test_a_redirect_from_https_to_http_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import requests
 
-    from comfyui_dno.rewards.files.stream import Refused, Stream
-
     asked: list[str] = []
 
     def get(self: requests.Session, url: str, **_: object) -> requests.Response:
@@ -353,9 +373,9 @@ def test_a_redirect_from_https_to_http_is_refused(monkeypatch: pytest.MonkeyPatc
         return response
 
     monkeypatch.setattr(requests.Session, "get", get)
-    with Stream("https://127.0.0.1/m.pt", {}, HASTY) as stream:
-        with pytest.raises(Refused, match="unprotected address"):
-            stream.answer()
+    with stream.Stream("https://127.0.0.1/m.pt", {}, HASTY) as opened:
+        with pytest.raises(stream.Refused, match="unprotected address"):
+            opened.answer()
     assert asked == ["https://127.0.0.1/m.pt"]
 
 
@@ -394,8 +414,8 @@ def test_a_cancel_acts_at_the_next_heartbeat_and_the_next_run_goes_on(
     source = model(server.serve("/m.pt", BODY, **copy.deepcopy(how)), BODY)
     with beating(cancel_at(8)), pytest.raises(Cancelled):
         fetch_model(source, tmp_path, Patience())
-    part = tmp_path / "model.pt.part"
-    size = part.stat().st_size if part.exists() else 0
+    kept_file = tmp_path / "model.pt.part"
+    size = kept_file.stat().st_size if kept_file.exists() else 0
     assert bool(size) == kept
     server.files["/m.pt"].pause = 0.0
     assert fetch_model(source, tmp_path).read_bytes() == BODY
