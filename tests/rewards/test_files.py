@@ -167,6 +167,20 @@ def test_a_model_that_is_there_in_part_gives_what_it_lacks(tmp_path: Path) -> No
     assert "lacks model.safetensors." in text
 
 
+def test_a_model_that_is_only_to_be_had_by_hand_is_found_and_missed_by_its_name(
+    tmp_path: Path,
+) -> None:
+    source = Source("hand.pt", (), "CC-BY-NC-4.0", "https://example.org/hand")
+    assert str(missing(source, "hand.pt", tmp_path, "HPS v2")) == (
+        f"HPS v2: hand.pt is not in {tmp_path}. Get it by hand from https://example.org/hand "
+        "(CC-BY-NC-4.0) and put it there, or choose another one in the model widget of "
+        "Reward Loader."
+    )
+    assert locate(source, [tmp_path]) is None
+    (tmp_path / "hand.pt").write_bytes(b"there")
+    assert locate(source, [tmp_path]) == tmp_path / "hand.pt"
+
+
 def test_a_missing_file_of_the_users_own_gives_name_and_folder(tmp_path: Path) -> None:
     assert str(missing(None, "mine.pt", tmp_path, "HPS v2")) == (
         f"HPS v2: mine.pt is not in {tmp_path}. "
