@@ -49,16 +49,22 @@ def pixels_of(images: Tensor, region: Tensor | None = None) -> Pixels:
     factor = min(1.0, SIDE / (height * width) ** 0.5)
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
     if region is not None:
-        covered = F.interpolate(region, size=size, mode="area")
+        covered = _shrunk(region, size)
         # what is outside must not bleed into the pixels at the border
-        images = F.interpolate(images * region, size=size, mode="area")
+        images = _shrunk(images * region, size)
         images = images / covered.clamp(min=torch.finfo(images.dtype).tiny)
         shares = (covered / covered.sum(dim=(2, 3), keepdim=True)).flatten(1)
     else:
-        images = F.interpolate(images, size=size, mode="area")
+        images = _shrunk(images, size)
         shares = images.new_full((1, size[0] * size[1]), 1 / (size[0] * size[1]))
     values, order = torch.matmul(axes(images), lab(images).flatten(2)).sort(dim=2)
     return Pixels(values, shares.unsqueeze(1).expand_as(values).gather(2, order))
+
+
+def _shrunk(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    if pictures.shape[-2:] == size:
+        return pictures
+    return F.interpolate(pictures, size=size, mode="bilinear", antialias=True)
 
 
 def squared_transport(one: Pixels, other: Pixels) -> Tensor:

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,23 @@ CHROMIUM_FLAGS = [
 
 @contextlib.contextmanager
 def start_server(
-    cpu: bool = True, extra: tuple[str, ...] = (), pack: Path = ROOT
+    cpu: bool = True,
+    extra: tuple[str, ...] = (),
+    pack: Path = ROOT,
+    prepare: Callable[[Path], None] | None = None,
 ) -> Iterator[ComfyServer]:
-    """A private server with the pack (the checkout, or a copy of it), in this interpreter."""
+    """A private server with the pack (the checkout, or a copy of it), in this interpreter.
+
+    prepare: puts more packs and models into its base directory before it starts.
+    """
     tree = next(comfyui.places(), None)
     if tree is None:
         raise RuntimeError("No ComfyUI was found. Run the tests with: python run.py test")
     base = Path(tempfile.mkdtemp(prefix="dno-server-"))
     try:
         make_base(base, pack)
+        if prepare is not None:
+            prepare(base)
         log = base / "comfyui.log"
         with ComfyServer(Path(sys.executable), tree, base, log, cpu, extra) as server:
             yield server

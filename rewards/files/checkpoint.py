@@ -113,6 +113,9 @@ def _safetensors(path: Path, reward: str) -> dict[str, Tensor]:
 
 def _torch(path: Path, reward: str) -> Any:
     try:
+        if path.suffix == ".safetensors":  # by which torch.load would read it as what it is not
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         return torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
@@ -128,9 +131,11 @@ def _torch(path: Path, reward: str) -> Any:
 
 
 def _broken(path: Path, reward: str, error: Exception) -> RewardError:
-    reason = "" if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
+    reason = type(error).__name__
+    if str(error) and not isinstance(error, pickle.UnpicklingError):
+        reason = str(error).partition("\n")[0].partition(". ")[0]
     return RewardError(
-        f"{reward}: {path} is broken, incomplete or no weights file ({reason[:160] or type(error).__name__}). "
+        f"{reward}: {path} is broken, incomplete or no weights file ({reason}). "
         "Delete it and download the file again, or choose another one."
     )
 

@@ -48,7 +48,7 @@ _KINDS = (
     _Kind("a LAION aesthetic v2 head", shapes=(("layers.0.weight", (1024, 768)),)),
     _Kind("an aesthetic v2.5 head", all=("scoring_head.0.weight",)),
     _Kind("an ImageReward model", all=("^blip.visual_encoder.", "^mlp.layers.0.")),
-    _Kind("an MPS model", all=("^cross_model.", "vision_model.")),
+    _Kind("an MPS model", all=("cross_model.", "vision_model.")),
     _Kind("a shift-tolerant LPIPS network", all=("^net.slice1.", "^lin0.", ".filt")),
     _Kind("a whole LPIPS network", all=("^net.slice1.", "^lin0.")),
     _Kind("LPIPS linear heads for AlexNet", shapes=(("lin1.model.1.weight", (1, 192, 1, 1)),)),
@@ -93,7 +93,7 @@ _KINDS = (
     _Kind("an open_clip CLIP", all=("^visual.", "token_embedding.weight")),
     _Kind("the image half of an open_clip CLIP", all=("^visual.",)),
     _Kind("a SigLIP model", all=("vision_model.head.", "text_model.head.")),
-    _Kind("the image half of a SigLIP", all=("vision_model.head.probe",)),
+    _Kind("the image half of a SigLIP", all=("head.probe", "embeddings.patch_embedding.")),
     _Kind(
         "a transformers CLIP (ViT-H/14, as PickScore is)",
         shapes=(
@@ -102,8 +102,14 @@ _KINDS = (
         ),
     ),
     _Kind("a transformers CLIP", all=("vision_model.embeddings.", "text_model.embeddings.")),
-    _Kind("the image half of a CLIP (a CLIP vision model)", all=("vision_model.embeddings.",)),
-    _Kind("a CLIP text encoder", all=("text_model.embeddings.",)),
+    _Kind(
+        "the image half of a CLIP (a CLIP vision model)",
+        all=("embeddings.class_embedding", "embeddings.patch_embedding."),
+    ),
+    _Kind(
+        "a CLIP text encoder",
+        all=("embeddings.token_embedding.", "embeddings.position_embedding."),
+    ),
     _Kind("a T5 text encoder", all=("^encoder.block.0.layer.0.SelfAttention.",)),
     _Kind("a language model", any=("^model.layers.0.self_attn.", "^language_model.")),
     _Kind("a VAE", all=("decoder.conv_in.", "decoder.conv_out."), without=("diffusion_model.",)),

@@ -55,6 +55,12 @@ def missing(source: Source | None, name: str, folder: Path, reward: str) -> Rewa
             f"{reward}: {name} is not in {folder}. "
             "Put it there, or choose another one in the model widget of Reward Loader."
         )
+    if not source.files:
+        return RewardError(
+            f"{reward}: {name} is not in {folder}. Get it by hand from {source.page} "
+            f"({source.licence}) and put it there, or choose another one in the model widget of "
+            "Reward Loader."
+        )
     absent = lacking(source, folder)
     what = f"{name} is not in {folder}"
     if len(absent) < len(source.files):

@@ -37,6 +37,9 @@ def is_complete(source: Source, root: Path) -> bool:
 
 def lacking(source: Source, root: Path) -> list[Path]:
     """The files of the model that are missing or empty."""
+    if not source.files:
+        place = _below(root, source.name)
+        return [] if place.is_dir() or is_there(place) else [place]
     return [place for _, place in places(source, root) if not is_there(place)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from torch import Tensor
 from ..base import RewardError
 from ..files.checkpoint import read_weights, wrong_checkpoint
 from .cache import once, stamps
-from .fill import check_used, filled
-from .mps_cross import CrossModel, read_sizes
+from .mps_network import FIRST_CROSS, Mps, build
 from .precision import dtype_of, through
 from .preprocessing import clip_preprocessing, preprocess
 from .texts import TextMemory, Tokenize, Tokens, warn_of_cut
@@ -29,29 +27,6 @@ CONDITION = (
     "structure, instance, texture, quantity, attributes, position, number, location, word, things."
 )
 READ_ABOVE = 0.3  # of the likeness of the likest word; in the published evaluation
-HEADS = 16  # of both halves of CLIP ViT-H/14
-_FIRST_CROSS = "cross_model.layers.0.0.fn.to_q.weight"
-
-
-class Mps(torch.nn.Module):
-    """clip: transformers' CLIPModel, read before its pooling; cross: MPS's own layers."""
-
-    def __init__(self, clip: Any, cross: CrossModel) -> None:
-        super().__init__()
-        self.clip, self.cross = clip, cross
-
-    def words(self, ids: Tensor) -> Tensor:
-        """Token ids [B, M] -> the projected state of every token [B, M, D]."""
-        states = self.clip.text_model(input_ids=ids).last_hidden_state
-        projected: Tensor = self.clip.text_projection(states)
-        return projected
-
-    def forward(self, pixels: Tensor, words: Tensor, read: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, S, S], words [B, M, D], read [B, M] -> embedding [B, D]."""
-        states = self.clip.vision_model(pixel_values=pixels).last_hidden_state
-        patches = self.clip.visual_projection(states)
-        embeddings: Tensor = self.cross(patches, words, read)[:, 0]
-        return embeddings
 
 
 @dataclass(eq=False)
@@ -75,12 +50,12 @@ class MpsModel:
         texts = self.words((*prompts, CONDITION), self._words).to(weight.device)
         words, condition = texts[:-1], texts[-1]
         read = likely(words, condition) > READ_ABOVE
-        ends = self.ids(prompts, self._ids).argmax(dim=-1)  # the end of a text has the highest id
+        ends = self.ids(prompts, self._ids).argmax(dim=-1)  # the first of the highest id ends it
         size = self.network.clip.config.vision_config.image_size
         pixels = preprocess(images.to(weight.device), clip_preprocessing(size))
         context = words.to(weight.dtype)
         seen = through(lambda x: self.network(x, context, read), pixels, weight.dtype)
-        whole = words[torch.arange(len(words)), ends.to(words.device)]
+        whole = words[torch.arange(len(words), device=words.device), ends.to(words.device)]
         return self.logit_scale * (unit(seen) * unit(whole).to(seen)).sum(dim=-1)
 
     def _ids(self, text: str) -> Tensor:
@@ -109,7 +84,8 @@ def likely(words: Tensor, condition: Tensor) -> Tensor:
 def load_mps(folder: Path, reward: str, precision: str = "auto") -> MpsModel:
     """The model in `folder`; loaded again only when its files changed. Raises RewardError.
 
-    precision "auto" is float32.
+    precision "auto" is float32. The published checkpoint is a pickled module, which is refused:
+    WEIGHTS names what is read.
     """
     dtype = dtype_of(precision, reward) or torch.float32
     folder = folder.expanduser().resolve()
@@ -131,13 +107,14 @@ def _file(folder: Path, names: tuple[str, ...], reward: str) -> Path:
 
 def _load(weights: Path, dtype: torch.dtype, reward: str) -> MpsModel:
     state = read_weights(weights, reward)
-    first = next((name for name in state if name.endswith(_FIRST_CROSS)), None)
+    first = next((name for name in state if name.endswith(FIRST_CROSS)), None)
     if first is None:
         raise wrong_checkpoint(weights, reward, "MPS's weights", state)
-    network = _build(state, first.removesuffix(_FIRST_CROSS), dtype, weights, reward)
+    prefix = first.removesuffix(FIRST_CROSS)
+    network = build(state, prefix, dtype, weights, reward)
     limit = network.clip.config.text_config.max_position_embeddings
     tokenize = _padded(_tokenizer(weights.parent, reward), limit)
-    scale = math.exp(float(network.clip.logit_scale))
+    scale = math.exp(float(state[f"{prefix}model.logit_scale"]))  # half precision rounds it by 1 %
     return MpsModel(weights.parent.name, network, tokenize, scale)
 
 
@@ -154,88 +131,13 @@ def _padded(tokenizer: Any, limit: int) -> Tokenize:
     return padded
 
 
-def _build(
-    state: Mapping[str, Tensor], prefix: str, dtype: torch.dtype, path: Path, reward: str
-) -> Mps:
-    clip_prefix, cross_prefix = f"{prefix}model.", f"{prefix}cross_model."
-    try:
-        config = _clip_config(state, clip_prefix)
-        sizes = read_sizes(state, cross_prefix)
-    except KeyError as error:
-        raise RewardError(
-            f"{reward}: {error.args[0]} is missing in {path}. "
-            "Download it again, or choose another model in Reward Loader."
-        ) from error
-
-    def make_clip() -> Any:
-        from transformers import CLIPConfig, CLIPModel
-
-        return CLIPModel(CLIPConfig(**config))
-
-    def cross_name(name: str) -> str:
-        for ours, theirs in ((".to_words.", ".0.fn."), (".to_patches.", ".1.fn.")):
-            name = name.replace(ours, theirs)
-        return cross_prefix + name
-
-    def part(make: Callable[[], Any], names: Callable[[str], str], prefix: str) -> Any:
-        network = filled(make, state, names, dtype, path, reward)
-        check_used(network, state, names, prefix, path, reward)
-        return network
-
-    return Mps(
-        part(make_clip, clip_prefix.__add__, clip_prefix),
-        part(lambda: CrossModel(sizes), cross_name, cross_prefix),
-    ).eval()
-
-
-def _clip_config(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
-    """CLIPConfig's fields from the shapes; what they do not tell is that of CLIP ViT-H/14."""
-
-    def shape(name: str) -> torch.Size:
-        return state[prefix + name].shape
-
-    def half(name: str) -> dict[str, Any]:
-        first = f"{name}.encoder.layers.0.mlp.fc1.weight"
-        ending = ".mlp.fc1.weight"
-        return {
-            "hidden_size": shape(first)[1],
-            "intermediate_size": shape(first)[0],
-            "num_hidden_layers": sum(
-                key.startswith(f"{prefix}{name}.encoder.") and key.endswith(ending) for key in state
-            ),
-            "num_attention_heads": HEADS,
-            "hidden_act": "gelu",
-            "projection_dim": shape("text_projection.weight")[0],
-        }
-
-    patch = shape("vision_model.embeddings.patch_embedding.weight")[-1]
-    patches = shape("vision_model.embeddings.position_embedding.weight")[0] - 1
-    words = shape("text_model.embeddings.token_embedding.weight")[0]
-    text = {
-        "vocab_size": words,
-        "max_position_embeddings": shape("text_model.embeddings.position_embedding.weight")[0],
-        "bos_token_id": words - 2,
-        "eos_token_id": words - 1,
-        "pad_token_id": words - 1,
-    }
-    return {
-        "text_config": {**half("text_model"), **text},
-        "vision_config": {
-            **half("vision_model"),
-            "patch_size": patch,
-            "image_size": math.isqrt(patches) * patch,
-        },
-        "projection_dim": shape("text_projection.weight")[0],
-    }
-
-
 def _tokenizer(folder: Path, reward: str) -> Any:
     import transformers
 
     kind = getattr(transformers, "CLIPTokenizerFast", None) or transformers.CLIPTokenizer
     try:
         return kind.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # `tokenizers` raises nothing narrower for a spoilt file
         raise RewardError(
             f"{reward}: the tokenizer in {folder} cannot be read ({error}). "
             "Put the tokenizer files of laion/CLIP-ViT-H-14-laion2B-s32B-b79K there."

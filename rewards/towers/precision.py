@@ -1,4 +1,9 @@
-"""Half precision without losing the gradient."""
+"""Half precision without losing the gradient.
+
+On the demo's CLIPs (tests/rewards/test_towers_precision.py) a unit embedding in float16 lies within
+0.002 of the one in float32 and the gradient's direction within a cosine of 0.9999; in bfloat16
+within 0.02 and 0.999.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,10 @@ from ..base import RewardError
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 HALF = (torch.float16, torch.bfloat16)
-PEAK = 2.0**4
+
+PEAK = 2.0**8
+"""The largest gradient at the embedding. Inside a ViT-L/14 most gradients are above 5e-7 of it and
+all below it, which leaves a factor of 100 to float16's smallest exact number and to its largest."""
 
 
 def dtype_of(precision: str, reward: str) -> torch.dtype | None:

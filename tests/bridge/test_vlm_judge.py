@@ -9,7 +9,15 @@ import pytest
 from comfyui_dno import rewards
 from comfyui_dno.dno_core import Hybrid2, Term
 from comfyui_dno.rewards.base import RewardUnavailable
-from comfyui_dno.tests.rewards.chat_server import judge_brightness, say, send, serving
+from comfyui_dno.rewards.heartbeat import beating
+from comfyui_dno.tests.rewards.chat_server import (
+    hang,
+    hang_up,
+    judge_brightness,
+    say,
+    send,
+    serving,
+)
 
 from .runs import request
 
@@ -35,21 +43,18 @@ def test_a_run_climbs_by_a_judge() -> None:
 
 @pytest.mark.parametrize(
     ("act", "word"),
-    [(send(500), "HTTP 500"), (say("What a picture!"), "cannot be read"), (None, "no server")],
-    ids=["error", "nonsense", "gone"],
+    [
+        (send(500), "HTTP 500"),
+        (say("What a picture!"), "cannot be read"),
+        (hang_up, "the connection to"),
+    ],
+    ids=["error", "nonsense", "hang up"],
 )
 def test_a_judge_that_fails_in_the_middle_ends_the_run_with_the_best(act: Any, word: str) -> None:
     from comfyui_dno.nodes import optimization
 
-    def fail(handler: Any, question: Any) -> None:
-        if act is None:  # the server goes away: the next connection is refused
-            handler.server.socket.close()
-            judge_brightness(handler, question)
-        else:
-            act(handler, question)
-
     good = [judge_brightness] * 6  # iteration 0 with its probes, iteration 1
-    with serving(*good, fail) as server:
+    with serving(*good, act) as server:
         result = optimization.run(asked_of(server.address))
     trajectory = result.trajectory
     assert word in trajectory.stop_reason and "iteration" in trajectory.stop_reason
@@ -69,8 +74,6 @@ def test_a_cancel_acts_while_the_judge_thinks() -> None:
     import comfy.model_management as management
 
     from comfyui_dno.nodes import optimization
-    from comfyui_dno.rewards.heartbeat import beating
-    from comfyui_dno.tests.rewards.chat_server import hang
 
     def press_cancel(handler: Any, question: Any) -> None:
         management.interrupt_current_processing(True)

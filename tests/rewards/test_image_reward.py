@@ -358,6 +358,13 @@ def test_a_spoilt_config_is_named(own_copy, text):
         create("image_reward", model=str(own_copy))
 
 
+@pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
+def test_a_spoilt_tokenizer_is_named(own_copy, file):
+    (own_copy / file).write_text("{", encoding="utf-8")
+    with pytest.raises(RewardError, match=f"{file} cannot be read .* Put bert-base-uncased"):
+        create("image_reward", model=str(own_copy))
+
+
 def test_a_tokenizer_of_another_vocabulary_is_refused(own_copy):
     words = (own_copy / "vocab.txt").read_text(encoding="utf-8")
     (own_copy / "vocab.txt").write_text(words + "zebra\n", encoding="utf-8")

@@ -159,6 +159,27 @@ def test_jpeg_sees_the_crop_in_the_8_bits_it_is_saved_with(images):
     assert torch.equal(score(reward, pictures, Context(), full), reward.score(pictures))
 
 
+def test_each_picture_s_file_is_that_of_its_own_region(images, masks):
+    reward = create("jpeg_compressibility")
+    together = score(reward, images, Context(), masks)
+    alone = [score(reward, images[i : i + 1], Context(), masks[i : i + 1]) for i in range(3)]
+    assert torch.equal(together, torch.cat(alone))
+    other = torch.where(masks > 0, images, torch.rand_like(images))
+    assert torch.equal(score(reward, other, Context(), masks), together)
+    assert not torch.equal(together, reward.score(images))
+
+
+def test_a_large_picture_s_border_does_not_bleed_into_the_region():
+    """Colour match shrinks large pictures, which mixes neighbours."""
+    images = torch.rand(1, 3, 600, 400, generator=torch.Generator().manual_seed(2))
+    masks = torch.zeros(1, 1, 600, 400)
+    masks[..., 101:333, 55:222] = 1
+    context = Context(references=images.flip(2)[..., :50, :50], masks=masks)
+    reward = limited(create("colour_match"))
+    other = torch.where(masks > 0, images, torch.zeros(1))
+    torch.testing.assert_close(reward.score(other, context), reward.score(images, context))
+
+
 def test_a_reward_of_another_pack_sees_a_crop_with_grey_outside():
     images = torch.rand(2, 3, 200, 300)
     masks = torch.zeros(1, 1, 200, 300)
