@@ -41,7 +41,7 @@ def hidden_inputs() -> list[Any]:
 def _position(cls: Any, name: str) -> int:
     """Where a widget stands among the values of a saved workflow's node."""
     position = 0
-    for item in cls.GET_SCHEMA().inputs:
+    for item in cls.define_schema().inputs:
         if item.id == name:
             break
         if isinstance(item, io.WidgetInput):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from comfyui_dno.tests.e2e.conftest import SAMPLER, node_of
+from comfyui_dno.tests.e2e.conftest import SAMPLER, node_of, with_inputs
 from comfyui_dno.tests.harness import ComfyServer, failure
 
 KEPT = ("latent_image", "vae", "reward", "iterations", "learning_rate", "eta")
@@ -42,6 +42,7 @@ def advanced(workflow: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_it_climbs_just_as_the_plain_node_does(server: ComfyServer, quick: dict[str, Any]) -> None:
+    quick = with_inputs(quick, SAMPLER, seed=31)
     found = []
     for workflow, kind in ((quick, SAMPLER), (advanced(quick), "DNO_SamplerAdvanced")):
         entry = server.run(workflow, timeout=300)

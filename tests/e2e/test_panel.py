@@ -1,0 +1,218 @@
+"""The live panel in a real browser: watch, change, pause, stop, come back, scrub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from comfyui_dno.tests.e2e.panel_page import PanelPage, open_panel_page
+from comfyui_dno.tests.harness import ComfyServer
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+BOTH = pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas nodes", "DOM nodes"])
+LONG = 400
+"""Iterations of a run that the test itself ends."""
+
+IN_SUBGRAPH = "() => { window.app.graph.convertToSubgraph(new Set([dno.named('DNO_Sampler')[0]])) }"
+
+SECOND_SAMPLER = """(seed) => {
+  const { graph } = window.app, [first] = dno.named('DNO_Sampler')
+  const second = window.LiteGraph.createNode('DNO_Sampler')
+  graph.add(second)
+  second.pos = [first.pos[0] + 900, first.pos[1]]
+  for (const { name, value, serialize } of first.widgets)
+    if (serialize !== false) dno.set(second, name, value)
+  dno.set(second, 'seed', seed)
+  first.inputs.forEach((input, slot) => {
+    const link = input.link == null ? null : graph.getLink(input.link)
+    if (link) graph.getNodeById(link.origin_id).connect(link.origin_slot, second, slot)
+  })
+  const preview = window.LiteGraph.createNode('PreviewImage')
+  graph.add(preview)
+  second.connect(1, preview, 0)
+  dno.mark()
+}"""
+
+
+@BOTH
+def test_a_run_is_watched_changed_paused_resumed_and_stopped(
+    server: ComfyServer, vue_nodes: bool
+) -> None:
+    with open_panel_page(server, vue_nodes) as page:
+        page.load("first_light", iterations=LONG)
+        saved = widget_values(page)
+        panel = page.panel()
+        assert panel.inner_text().strip() == "Picture, curves and controls appear here."
+        page.queue()
+        page.wait_state("running")
+        page.bring()
+        page.wait_iteration(2)
+        page.page.wait_for_function(
+            "() => dno.panel(0).querySelector('canvas.dno-right').width > 200"
+        )
+        picture, curve = page.picture(), page.curve()
+        page.wait_iteration(5)
+        page.page.wait_for_function(
+            "(old) => dno.panel(0).querySelector('path.dno-colour-0').getAttribute('d') !== old",
+            arg=curve,
+        )
+        page.page.wait_for_function(
+            "() => dno.panel(0).querySelector('.dno-scrub output').textContent >= '5'"
+        )
+        assert len(page.curve()) > len(curve)
+        assert page.picture() != picture
+
+        weight = panel.get_by_label("Weight of colour #2f6fd0, number")
+        weight.fill("1.5")
+        weight.press("Enter")
+        changed = page.wait_event("dno.changed")
+        assert changed["weights"] == [1.5]
+        page.wait_iteration(changed["after"] + 1)
+        for step in page.events("dno.step"):
+            expected = 1.5 if step["index"] > changed["after"] else 1.0
+            assert step["settings"]["weights"] == [expected]
+        page.page.wait_for_function("() => dno.panel(0).querySelectorAll('.dno-mark').length === 2")
+        mark = panel.locator(".dno-mark title").first
+        words = f"From iteration {changed['after'] + 1}: weight of colour #2f6fd0 1 to 1.5"
+        assert mark.text_content() == words
+
+        panel.get_by_role("button", name="Pause").press("Enter")
+        page.wait_state("paused")
+        heard = len(page.events("dno.step"))
+        panel.get_by_label("Learning rate", exact=True).press("ArrowRight")
+        assert page.wait_event("dno.changed", 2)["learning_rate"] > 0.02
+        page.page.wait_for_timeout(1500)
+        assert len(page.events("dno.step")) == heard
+        panel.get_by_role("button", name="Resume").click()
+        page.wait_event("dno.step", heard + 2)
+        assert page.events("dno.step")[-1]["settings"]["learning_rate"] > 0.02
+
+        panel.get_by_role("button", name="Stop, keep best").click()
+        page.wait_state("done")
+        page.wait_event("execution_success")
+        assert not panel.get_by_role("button", name="Pause").is_visible()
+        assert widget_values(page) == saved
+
+
+@BOTH
+def test_a_reloaded_page_finds_the_running_session_again(
+    server: ComfyServer, vue_nodes: bool
+) -> None:
+    with open_panel_page(server, vue_nodes) as page:
+        page.load("first_light", iterations=LONG)
+        page.queue()
+        page.wait_state("running")
+        page.wait_iteration(3)
+        session = page.events("dno.step")[0]["session"]
+        page.page.reload()
+        page.comfy.wait_until_ready()
+        page.load("first_light")
+        page.wait_state("running")
+        assert page.panel().get_attribute("data-session") == session
+        assert page.panel().locator(".dno-scrub input").get_attribute("min") == "0"
+        assert page.curve().count("L") >= 3
+        page.wait_iteration(5)
+        page.bring()
+        page.panel().get_by_role("button", name="Stop, keep current").click()
+        page.wait_state("done")
+        assert "current" in page.panel().locator(".dno-state").inner_text()
+
+
+@BOTH
+def test_scrubbing_after_the_run_sets_pick_iteration_and_queues_nothing(
+    server: ComfyServer, vue_nodes: bool
+) -> None:
+    with open_panel_page(server, vue_nodes) as page:
+        page.load("two_rewards", iterations=4)
+        if not vue_nodes:
+            page.page.evaluate(IN_SUBGRAPH)
+        page.queue()
+        page.wait_event("execution_success")
+        if not vue_nodes:
+            assert ":" in page.events("dno.step")[0]["node"]
+            page.page.evaluate(
+                "() => window.app.canvas.openSubgraph(dno.nodes().find((n) => n.subgraph).subgraph)"
+            )
+            page.page.evaluate("() => dno.mark()")
+        page.wait_state("done")
+        page.bring()
+        frames: list[str] = []
+        page.page.on("request", lambda r: frames.append(r.url) if "/frames/" in r.url else None)
+        posted: list[str] = []
+        page.page.on("request", lambda r: posted.append(r.url) if r.method == "POST" else None)
+        slider = page.panel().get_by_label("Iteration", exact=True)
+        slider.press("ArrowLeft")
+        slider.press("ArrowLeft")
+        assert picked(page) == 2
+        page.page.wait_for_function(
+            "() => dno.panel(0).querySelector('.dno-sides select:last-child')"
+            ".selectedOptions[0].textContent === 'Iteration 2'"
+        )
+        page.panel().get_by_role("button", name="Best").click()
+        assert picked(page) == -1
+        slider.press("Home")
+        assert picked(page) == 0
+        page.page.wait_for_function("() => dno.events.length >= 0")
+        page.page.wait_for_timeout(500)
+        assert page.picture("left") == page.picture("right")
+        assert any(url.endswith("/frames/2") for url in frames)
+        assert not [url for url in posted if url.rstrip("/").endswith("/prompt")]
+        assert len(page.events("execution_start")) == 1
+
+
+def test_a_cancelled_run_and_a_failed_node_leave_a_panel_that_works(server: ComfyServer) -> None:
+    with open_panel_page(server, vue_nodes=False) as page:
+        page.load("first_light", iterations=LONG)
+        page.queue()
+        page.wait_state("running")
+        page.wait_iteration(1)
+        page.page.evaluate("() => window.app.api.interrupt()")
+        page.wait_state("cancelled")
+        assert not page.panel().get_by_role("button", name="Pause").is_visible()
+        assert page.panel().locator(".dno-settings input").first.is_disabled()
+        page.set(changes="no changes at all")
+        page.queue()
+        page.wait_event("execution_error")
+        assert page.panel().get_attribute("data-state") == "cancelled"
+        page.set(changes="", iterations=2)
+        page.queue()
+        page.wait_state("done")
+        assert page.panel().get_attribute("data-session") == page.events("dno.step")[-1]["session"]
+
+
+def test_two_samplers_do_not_mix_and_a_removed_one_stops_asking(server: ComfyServer) -> None:
+    with open_panel_page(server, vue_nodes=True) as page:
+        page.load("first_light", iterations=4)
+        page.page.evaluate(SECOND_SAMPLER, 1)
+        page.set(1, iterations=LONG)
+        page.queue()
+        page.wait_state("done", 0)
+        page.wait_state("running", 1)
+        nodes = page.page.evaluate("() => dno.named('DNO_Sampler').map((n) => String(n.id))")
+        sessions = {step["node"]: step["session"] for step in page.events("dno.step")}
+        shown = [page.panel(k).get_attribute("data-session") for k in (0, 1)]
+        assert shown == [sessions[node] for node in nodes] and shown[0] != shown[1]
+
+        frames: list[str] = []
+        page.page.evaluate("() => window.app.graph.remove(dno.named('DNO_Sampler')[1])")
+        page.panel(1).wait_for(state="detached")
+        page.page.on("request", lambda r: frames.append(r.url) if "/frames/" in r.url else None)
+        heard = len(page.events("dno.step"))
+        page.wait_event("dno.step", heard + 3)
+        assert frames == []
+        assert page.panel(0).get_attribute("data-session") == shown[0]
+        page.page.evaluate("() => window.app.api.interrupt()")
+        page.wait_event("execution_interrupted")
+
+
+def widget_values(page: PanelPage) -> list[Any]:
+    """The sampler's values as the workflow file would hold them."""
+    nodes = page.comfy.serialize()["nodes"]
+    return list(next(node for node in nodes if node["type"] == "DNO_Sampler")["widgets_values"])
+
+
+def picked(page: PanelPage) -> int:
+    return int(
+        page.page.evaluate("() => dno.widget(dno.named('DNO_PickIteration')[0], 'index').value")
+    )
