@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from comfyui_dno.tests.e2e.conftest import SAMPLER, WORKFLOWS
+from comfyui_dno.tests.e2e.conftest import WORKFLOWS
 from comfyui_dno.tests.harness import ComfyPage, ComfyServer, open_page
 
 SIZE = (1600, 1100)
@@ -30,6 +30,16 @@ PREPARE = """() => {
     widget.value = value
     widget.callback?.(value, window.app.canvas, node)
   }
+  dno.colour = (pen) => {
+    const { data } = pen.getImageData(0, 0, pen.canvas.width, pen.canvas.height)
+    return [0, 1, 2].map((k) => {
+      let sum = 0
+      for (let i = k; i < data.length; i += 4) sum += data[i]
+      return (4 * sum) / data.length
+    })
+  }
+  dno.picture = (k, side) =>
+    dno.colour(dno.panel(k).querySelector(`canvas.dno-${side}`).getContext('2d'))
   dno.panel = (k) => dno.widget(dno.named('DNO_Sampler')[k], 'dno_panel').element
   dno.mark = () => dno.named('DNO_Sampler').forEach((n, k) => {
     dno.panel(k).dataset.place = k
@@ -114,18 +124,9 @@ class PanelPage:
             timeout=timeout * 1000,
         )
 
-    def picture(self, side: str = "right", place: int = 0) -> list[int]:
-        """Mean red, green and blue of the first picture on that side."""
-        return list(
-            self.panel(place).evaluate(
-                "(panel, side) => { const c = panel.querySelector('canvas.dno-' + side);"
-                " const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-                " return [0, 1, 2].map((k) => { let sum = 0;"
-                "  for (let i = k; i < d.length; i += 4) sum += d[i];"
-                "  return Math.round(400 * sum / d.length) / 100 }) }",
-                side,
-            )
-        )
+    def picture(self, side: str = "right", place: int = 0) -> list[float]:
+        """Mean red, green and blue of the first picture on that side, 0 to 255."""
+        return list(self.page.evaluate("([k, side]) => dno.picture(k, side)", [place, side]))
 
     def curve(self, place: int = 0) -> str:
         """The path of the first term's curve."""
@@ -136,12 +137,16 @@ class PanelPage:
         )
 
 
+def expect(locator: Any) -> Any:
+    """playwright's assertions, which wait until they hold."""
+    from playwright.sync_api import expect as assertions
+
+    return assertions(locator)
+
+
 @contextlib.contextmanager
 def open_panel_page(server: ComfyServer, vue_nodes: bool) -> Iterator[PanelPage]:
     """The server's page, ready to load a workflow; complaints of the page fail the test."""
     with open_page(server, vue_nodes, SIZE) as comfy:
         yield PanelPage(comfy)
         assert comfy.errors == []
-
-
-__all__ = ["SAMPLER", "PanelPage", "open_panel_page"]

@@ -75,6 +75,8 @@ export function compareView(changed) {
       setHidden(note, !message)
       const [a, b] = [left.value, right.value]
       slots.forEach(({ leftCanvas, rightCanvas }, i) => {
+        name(leftCanvas, left, i)
+        name(rightCanvas, right, i)
         const shape = draw(leftCanvas, pictureOf(a, i), i, count) ?? draw(rightCanvas, undefined)
         aspect = draw(rightCanvas, pictureOf(b, i), i, count) ?? shape ?? aspect
       })
@@ -83,6 +85,11 @@ export function compareView(changed) {
 
     dispose: () => resized.disconnect()
   }
+}
+
+/** What a screen reader says of the picture. */
+function name(canvas, side, i) {
+  canvas.setAttribute('aria-label', `Image ${i + 1}: ${side.selectedOptions[0].textContent}`)
 }
 
 function sideChoice(label, value, changed) {
@@ -94,8 +101,8 @@ function sideChoice(label, value, changed) {
 
 /** One image of the batch: the right picture, the left one clipped over it, and the line. */
 function slot(isFirst, moveTo, split) {
-  const leftCanvas = el('canvas', { class: 'dno-left' })
-  const rightCanvas = el('canvas', { class: 'dno-right' })
+  const leftCanvas = el('canvas', { class: 'dno-left', role: 'img' })
+  const rightCanvas = el('canvas', { class: 'dno-right', role: 'img' })
   const handle = el('div', { class: 'dno-divider' })
   const element = el('div', { class: 'dno-slot' }, rightCanvas, leftCanvas, handle)
   if (isFirst) {

@@ -3,7 +3,8 @@
  * counts, so that a slow connection skips pictures instead of falling behind.
  */
 
-const KEPT = 32
+/** Pixels kept beyond what is shown; four bytes each. */
+const PIXELS_KEPT = 24e6
 
 /** `load(index, signal)` gives an ImageBitmap; `arrived` is called after each answer. */
 export function frameLoader(load, arrived) {
@@ -35,9 +36,13 @@ export function frameLoader(load, arrived) {
   }
 
   function dropOld() {
-    for (const index of pictures.keys()) {
-      if (pictures.size <= KEPT) return
-      if (!wanted.includes(index)) forget(index)
+    const sizes = [...pictures.values()].map((picture) => picture.width * picture.height)
+    let over = sizes.reduce((sum, size) => sum + size, 0) - PIXELS_KEPT
+    for (const [index, picture] of [...pictures]) {
+      if (over <= 0) return
+      if (wanted.includes(index)) continue
+      over -= picture.width * picture.height
+      forget(index)
     }
   }
 

@@ -15,6 +15,7 @@ import { transportView } from './transport.js'
 
 /** As many of a batch as the server puts into one picture. */
 const MOST_SHOWN = 4
+const ONE_LINE = 16
 
 /**
  * `loadFrame(session, index, signal)` and `control(session, asked)` reach the server;
@@ -48,7 +49,11 @@ export function createPanel({ loadFrame, control, pick, resized }) {
       el('div', { class: 'dno-read' }, curves.element, settings.element)
     )
   )
-  const watcher = new ResizeObserver(resized)
+  let least = ONE_LINE
+  const watcher = new ResizeObserver(() => {
+    least = leastHeight(element) ?? least
+    resized()
+  })
   for (const part of element.querySelectorAll('div')) watcher.observe(part)
 
   function draw() {
@@ -109,15 +114,19 @@ export function createPanel({ loadFrame, control, pick, resized }) {
     say(count ? `Pick Iteration is set to ${words}.` : '')
   }
 
+  /** Whether the run accepted what it was asked for. */
   async function ask(asked) {
     const target = session.session
     try {
       const answer = await control(target, asked)
       say(answered(asked, answer))
+      return true
     } catch (error) {
       say(error.message, true)
+      return false
+    } finally {
+      draw()
     }
-    draw()
   }
 
   function say(text, refused = false) {
@@ -138,7 +147,7 @@ export function createPanel({ loadFrame, control, pick, resized }) {
     element,
     show,
     /** Height in CSS pixels below which something would be cut off. */
-    leastHeight: () => leastHeight(element),
+    leastHeight: () => least,
     dispose() {
       cancelAnimationFrame(drawing)
       drawing = -1

@@ -16,7 +16,7 @@ const GAMMA_HINT =
   'Strength of the probability regularizer from the next iteration on. Raise it when P(z) falls ' +
   'below its typical range; 0 switches it off.'
 
-/** `ask(values)` sends changed settings to the run; it resolves once that is answered. */
+/** `ask(values)` sends changed settings to the run, and tells whether it took them. */
 export function settingsView(ask) {
   const element = el('div', { class: 'dno-settings' })
   let built = null

@@ -15,8 +15,8 @@ export function ratio(low, high) {
 }
 
 /**
- * `chosen(value)` is called once a value is settled on: slider let go, Enter, field left. Until
- * what it returns resolves, the control keeps that value.
+ * `chosen(value)` is called once a value is settled on: slider let go, Enter, field left. It
+ * tells whether the value was taken; until it has, the control keeps the value.
  */
 export function valueControl({ label, title, scale, limits, chosen }) {
   const [low, high] = limits
@@ -42,12 +42,12 @@ export function valueControl({ label, title, scale, limits, chosen }) {
 
   async function settle(value) {
     if (!Number.isFinite(value)) return show(held)
+    const before = held
     const wanted = clamp(value)
-    const isNew = wanted !== held
     show(wanted)
-    if (!isNew) return
+    if (wanted === before) return
     waiting++
-    await chosen(wanted)
+    if (!(await chosen(wanted))) show(before)
     waiting--
   }
 
@@ -65,13 +65,17 @@ export function valueControl({ label, title, scale, limits, chosen }) {
     /** Show the run's value, unless the user is busy with this control. */
     update(value, enabled) {
       slider.disabled = field.disabled = !enabled
-      const busy = waiting > 0 || slider.matches(':active') || field === document.activeElement
+      const typing = field === document.activeElement && field.value !== written(held)
+      const busy = waiting > 0 || slider.matches(':active') || typing
       if (!busy && value !== held) show(value)
     }
   }
 }
 
 function write(field, value) {
-  const text = Number.isFinite(value) ? String(Number(value.toPrecision(6))) : ''
-  if (field.value !== text) field.value = text
+  if (field.value !== written(value)) field.value = written(value)
+}
+
+function written(value) {
+  return Number.isFinite(value) ? String(Number(value.toPrecision(6))) : ''
 }
