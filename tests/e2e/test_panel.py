@@ -163,7 +163,11 @@ def test_scrubbing_after_the_run_sets_pick_iteration_and_queues_nothing(
         session = panel.get_attribute("data-session")
         frame = page.page.evaluate(FRAME, f"/dno/sessions/{session}/frames/2")
         assert page.picture() == pytest.approx(frame, abs=0.01)
-        page.panel().get_by_role("button", name="Best").click()
+        line = panel.get_by_role("slider", name="Compare: how much of the left picture is shown")
+        line.press("Home")
+        line.press("ArrowRight")
+        expect(line).to_have_attribute("aria-valuenow", "5")
+        panel.get_by_role("button", name="Best").click()
         assert picked(page) == -1
         slider.press("Home")
         assert picked(page) == 0

@@ -25,8 +25,7 @@ export function statusView() {
       const step = session.steps.at(-1)
       const texts = step?.warnings ?? []
       light.dataset.state = texts.length && session.state !== 'failed' ? 'warned' : session.state
-      setText(state, [WORDS[session.state], session.reason].filter(Boolean).join(': '))
-      state.title = session.reason
+      setText(state, headline(session))
       setText(numbers, step ? progress(session, step) : '')
       setText(warnings, texts.join('\n'))
       setHidden(warnings, !texts.length)
@@ -35,6 +34,12 @@ export function statusView() {
       notice.classList.toggle('dno-refused', !!told.refused)
     }
   }
+}
+
+function headline({ state, reason }) {
+  const word = WORDS[state]
+  if (!reason || reason.startsWith(word)) return reason || word
+  return `${word}: ${reason}`
 }
 
 function progress(session, step) {
