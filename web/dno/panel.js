@@ -27,7 +27,7 @@ export function createPanel({ loadFrame, control, pick, resized }) {
   let frames = null
   /** The iteration looked at; null follows the run. */
   let chosen = null
-  /** The last answer; it holds for the run's state in which it was given. */
+  /** The last answer; it holds for the run's state in which it was given, `until` an iteration. */
   let told = { text: '' }
   let drawing = 0
 
@@ -68,7 +68,7 @@ export function createPanel({ loadFrame, control, pick, resized }) {
     element.dataset.state = session.state
     element.dataset.session = session.session
     element.toggleAttribute('data-empty', !session.steps.length)
-    if (told.state !== session.state) told = { text: '' }
+    if (told.state !== session.state || lastIndex(session) > told.until) told = { text: '' }
     status.show(session, told)
     transport.show(session)
     if (!session.steps.length) return
@@ -119,18 +119,18 @@ export function createPanel({ loadFrame, control, pick, resized }) {
     const target = session.session
     try {
       const answer = await control(target, asked)
-      say(answered(asked, answer))
+      say(answered(asked, answer), { until: answer.after + 1 })
       return true
     } catch (error) {
-      say(error.message, true)
+      say(error.message, { refused: true })
       return false
     } finally {
       draw()
     }
   }
 
-  function say(text, refused = false) {
-    told = { text, refused, state: session.state }
+  function say(text, more = {}) {
+    told = { text, state: session.state, ...more }
   }
 
   function show(shown) {
