@@ -283,7 +283,67 @@ def black_box() -> dict[str, Any]:
     return {"nodes": nodes, "groups": groups}
 
 
-GRAPHS = {"first_light": first_light, "two_rewards": two_rewards, "black_box": black_box}
+LIKENESS_NOTE = """## Like this picture
+*KSampler* draws a picture that serves as the **reference**; put *Load Image* in its place for one \
+of your own.
+
+- **colour_match** pulls the picture's colours towards the reference's, wherever they lie. \
+*clip_similarity* pulls towards what the reference shows, *lpips* towards every one of its details.
+- The **prompt** pulls as well, so that the picture goes on showing what it says.
+- The **held-out judge** only watches. If its curve falls while the others rise, the picture is \
+gaming its score.
+
+To change a part of the picture only, connect a mask to *Reward Loader*: the rest is free."""
+
+
+def likeness() -> dict[str, Any]:
+    settings = sampling(seed=11, steps=10, cfg=3.0)
+    kinds = {"sampler_name": "euler_ancestral", "scheduler": "normal", "denoise": 1.0}
+    climb = {"scheduler": "normal", "denoise": 1.0, "iterations": 20, "learning_rate": 0.03}
+    mixed = {f"rewards.reward_{i}": (number, "reward") for i, number in enumerate((6, 7, 8))}
+    prompt = {"reward.prompt": (2, "STRING")}
+    judge = {"reward__model": "demo judge (held out)", "watch_only": True}
+    run = {**SAMPLED, "vae": (1, "VAE"), "reward": (9, "reward")}
+    reference = {**SAMPLED, "positive": (21, "CONDITIONING")}
+    nodes = [
+        *model_and_prompts("fish"),
+        node(21, "CLIPTextEncode", (680, 60), (300, 110), "What the reference shows",
+             {"clip": (1, "CLIP")}, text="sunflower on green"),
+        node(20, "KSampler", (680, 220), (300, 270), "Draws the reference", reference,
+             **sampling(seed=2, steps=10, cfg=3.0), **kinds),
+        node(22, "VAEDecode", (680, 540), (300, 60), "",
+             {"samples": (20, "LATENT"), "vae": (1, "VAE")}),
+        *saved(23, (22, "IMAGE"), (680, 660), "reference"),
+        node(6, "DNO_RewardLoader", (1340, 60), (320, 180), "Reward Loader: its colours",
+             {"reward.reference": (22, "IMAGE")}, reward="colour_match"),
+        node(7, "DNO_RewardLoader", (1340, 300), (320, 220), "Reward Loader: prompt", prompt,
+             reward="clip_score", weight=0.5),
+        node(8, "DNO_RewardLoader", (1340, 580), (320, 220), "Reward Loader: the judge, watched",
+             prompt, reward="clip_score", **judge),
+        node(9, "DNO_RewardMix", (1720, 60), (240, 110), "", mixed),
+        node(11, "DNO_Sampler", (2020, 60), (320, 700), "", run, **settings, **climb),
+        node(12, "DNO_PickIteration", (2400, 60), (260, 300), "Pick Iteration: the start",
+             {"trajectory": (11, "trajectory")}, index=0),
+        *saved(13, (12, "image"), (2700, 60), "before"),
+        *saved(15, (11, "image"), (2700, 480), "after"),
+        *curve(17, 11, (3360, 60)),
+        node(19, "MarkdownNote", (20, 350), (280, 520), "Read me", text=LIKENESS_NOTE),
+    ]  # fmt: skip
+    groups = [
+        group("The reference", 660, 0, 640, 1060, BLUE),
+        group("What to climb, and what to watch", 1320, 0, 660, 880, AMBER),
+        group("The run", 2000, 0, 680, 880, GREEN),
+        group("Before, after, and how it went", 2680, 0, 1560, 880, BLUE),
+    ]
+    return {"nodes": nodes, "groups": groups}
+
+
+GRAPHS = {
+    "first_light": first_light,
+    "two_rewards": two_rewards,
+    "black_box": black_box,
+    "likeness": likeness,
+}
 
 
 def build(server: ComfyServer, names: list[str]) -> None:

@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from comfyui_dno.dno_core import Term
 from comfyui_dno.rewards import RewardError
+
+from .runs import gradient_errors, request
 
 SMALL = {
     "hidden_size": 32,
@@ -181,6 +184,38 @@ def test_a_dropped_clip_vision_is_freed() -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+class Alike:
+    """Likeness to one direction of the embedding space."""
+
+    name, unit, scale, differentiable = "alike", "cosine", 0.1, True
+
+    def __init__(self, tower: Any) -> None:
+        self.tower, self.modules = tower, tower.modules
+        self.aim = torch.nn.functional.normalize(torch.arange(tower.width) % 3 - 1.0, dim=0)
+
+    def score(self, images: Tensor, context: Any = None) -> Tensor:
+        return self.tower.image_features(images) @ self.aim.to(images)
+
+
+def test_a_run_climbs_with_the_users_own_model_loaded_beside_the_others() -> None:
+    import comfy.model_management as management
+
+    from comfyui_dno.nodes import optimization
+
+    model = clip_vision()
+    asked = request(terms=(Term(Alike(tower_of(model))),), iterations=4, learning_rate=0.1)
+    assert all(weight.is_inference() for weight in model.model.parameters())
+    trajectory = optimization.run(asked).trajectory
+    assert trajectory.meta["gradient_checked"]
+    assert trajectory.records[-1].scores[0][0] > trajectory.records[0].scores[0][0]
+    assert any(model.model is patcher.model for patcher in management.loaded_models())
+
+
+def test_the_gradient_of_a_whole_run_agrees_with_central_differences(double: None) -> None:
+    reward = Alike(tower_of(clip_vision()))
+    assert max(gradient_errors(request(torch.float64, terms=(Term(reward),)))) < 1e-5
 
 
 def test_weights_streamed_by_dynamic_vram_are_copied_not_borrowed() -> None:

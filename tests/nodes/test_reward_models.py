@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,21 @@ def judge(monkeypatch):
     monkeypatch.setattr(rewards, "_registered", {})
     register(Spec("judge", "The judge", "mean", "For tests.", create, (FILE_INPUT, tower)))
     return received
+
+
+def test_extra_model_paths_come_first_and_take_the_downloads(rooms, tmp_path, monkeypatch):
+    from utils.extra_config import load_extra_path_config
+
+    from comfyui_dno.nodes.extension import DNOExtension
+
+    monkeypatch.setattr(rooms.folder_paths, "folder_names_and_paths", {})
+    (tmp_path / "disk").mkdir()
+    config = tmp_path / "extra_model_paths.yaml"
+    config.write_text(f"mine:\n  base_path: {tmp_path}\n  dno_rewards: disk\n", encoding="utf-8")
+    load_extra_path_config(str(config))
+    asyncio.run(DNOExtension().on_load())
+    own = Path(rooms.folder_paths.models_dir) / "dno_rewards"
+    assert rooms.models.roots() == [tmp_path / "disk", own]
 
 
 def test_known_models_are_offered_whether_they_are_there_or_not(rooms, roots):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import importlib.util
+import weakref
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,18 @@ def test_a_clip_loaded_by_a_node_gives_gradients_outside_inference_mode(run, mod
         x = torch.rand(2, 3, 40, 40, requires_grad=True)
         term.reward.score(x, term.context).sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+def test_a_changed_weight_does_not_load_the_network_again(run, models):
+    (term,) = run(clip_prompt("my-clip")).terms
+    network = weakref.ref(term.reward.modules[0])
+    del term
+    prompt = clip_prompt("my-clip")
+    prompt["1"]["inputs"]["weight"] = 0.5
+    run({"1": loader("brightness"), "2": sink(["1", 0])})  # the first output is dropped
+    gc.collect()
+    (term,) = run(prompt).terms
+    assert term.weight == 0.5 and term.reward.modules[0] is network()
 
 
 @pytest.mark.parametrize("text", [None, "", "   "])

@@ -27,8 +27,7 @@ NETS = ("alex", "vgg")
 
 def installed(package: str) -> Path:
     spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        pytest.skip(f"{package} is not installed")
+    assert spec is not None and spec.origin is not None, f"install {package} to test"
     return Path(spec.origin).parent
 
 
@@ -52,7 +51,8 @@ def published_shift_tolerant(monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 def published(net: str, seed: int = 0) -> Any:
     """lpips's own network: a random trunk (the real one is no package) under its real head."""
-    lpips = pytest.importorskip("lpips")
+    import lpips
+
     torch.manual_seed(seed)
     return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
 
@@ -133,9 +133,10 @@ def test_the_real_shift_tolerant_network_scores_as_its_package(
 
 def test_one_file_of_the_whole_network_is_read_as_well(tmp_path, folders, pictures):
     folder, model = folders["alex"]
-    safetensors = pytest.importorskip("safetensors.torch")
+    import safetensors.torch
+
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    safetensors.save_file(state, tmp_path / "whole.safetensors")
+    safetensors.torch.save_file(state, tmp_path / "whole.safetensors")
     reference = pictures[:1]
     expected = against(folder, pictures, reference)
     assert torch.equal(against(tmp_path / "whole.safetensors", pictures, reference), expected)
