@@ -44,7 +44,9 @@ class ModelFolder(NamedTuple):
         names = ("config.json", "preprocessor_config.json", "processor_config.json")
         tokens = (name for names in _TOKENIZERS for name in (*names, "tokenizer_config.json"))
         small = {self.path / name for name in (*names, *tokens)}
-        return [self.weights, *sorted(file for file in small if file.is_file())]
+        shards = self.weights.name.endswith(".index.json")
+        large = self.path.glob(f"{self.weights.name.partition('.')[0]}-*") if shards else ()
+        return [self.weights, *sorted(large), *sorted(file for file in small if file.is_file())]
 
 
 def existing(path: Path, reward: str) -> Path:

@@ -22,7 +22,12 @@ from .texts import Tokenize
 from .tokenizers import BUNDLED_VOCABULARY, clip_tokens, open_clip_tokens
 from .tower import TextTower
 
-_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors")
+_WEIGHTS = (  # in the order in which open_clip looks for them
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+)
 _EXPECTED = "an open_clip ViT-H-14 with its text encoder"
 _IMAGE_HEAD, _TEXT_HEAD = 80, 64  # ViT-H-14's; the shapes in a file do not tell them
 
@@ -40,7 +45,6 @@ def load_open_clip_folder(
 ) -> TextTower:
     """Any architecture that open_clip builds, from its folder. Raises RewardError."""
     import open_clip
-    from open_clip.factory import load_checkpoint
 
     _check_local(folder, read_json(folder / OPEN_CLIP_CONFIG, reward), reward)
     stored = _stored_dtype(read_weights(weights, reward))
@@ -49,9 +53,8 @@ def load_open_clip_folder(
         # ComfyUI calls nodes in inference mode, whose tensors autograd refuses for ever.
         with torch.inference_mode(False), torch.no_grad():
             model: Any = open_clip.create_model(
-                name, load_weights=False, pretrained_image=False, pretrained_text=False
+                name, pretrained_image=False, pretrained_text=False, weights_only=True
             )
-            load_checkpoint(model, str(weights), weights_only=True)
             tokenizer = open_clip.get_tokenizer(name)
     except (
         OSError,

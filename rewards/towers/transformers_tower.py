@@ -51,7 +51,12 @@ def load_image(folder: ModelFolder, dtype: torch.dtype | None, reward: str) -> T
     """The picture half of the CLIP or SigLIP in `folder`. Raises RewardError."""
     from transformers import AutoConfig, CLIPVisionModelWithProjection, SiglipVisionModel
 
-    config = AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(
+            folder.path, local_files_only=True, trust_remote_code=False
+        )
+    except _UNREADABLE as error:
+        raise broken(folder.path / "config.json", reward, error) from error
     vision = config
     if folder.has_text:
         vision = config.vision_config

@@ -49,7 +49,9 @@ def test_given_equal_pixels_it_scores_as_the_models_own_pipeline_does(clip_folde
 
 
 def test_on_pictures_of_another_size_it_scores_as_the_models_own_pipeline_does(clip_folder, reward):
-    images = torch.rand(8, 3, 57, 43, generator=torch.Generator().manual_seed(1))
+    coarse = torch.rand(8, 3, 9, 7, generator=torch.Generator().manual_seed(1))
+    smooth = torch.nn.functional.interpolate(coarse, size=(57, 43), mode="bilinear")
+    images = (smooth * 255).round() / 255
     prompts = ["red cat", "blue dog on red", "apple", "cat"] * 2
     expected = pipeline_scores(clip_folder, images, prompts)
     found = reward.score(images, Context(prompts=tuple(prompts)))
@@ -74,10 +76,10 @@ def test_one_prompt_serves_all_images(reward, images):
 
 def test_the_gradient_equals_central_differences(own_copy, images, relative_gradient_error):
     reward = create("clip_score", model=str(own_copy), template="")
-    reward.modules[0].double()
     contexts = [Context(prompts=(prompt,)) for prompt in ("cat", "dog", "red", "blue", "apple")]
     context = max(contexts, key=lambda c: float(reward.score(images[:1], c)))
     assert reward.score(images[:1], context) > 0
+    reward.modules[0].double()
     error = relative_gradient_error(lambda x: reward.score(x, context), images[:1])
     assert error < 1e-6
 

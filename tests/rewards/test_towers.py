@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import string
+import sys
 
 import pytest
 import torch
@@ -352,6 +353,13 @@ def test_a_spoilt_config_is_named(own_clip, text):
     (own_clip / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(RewardError, match="config.json cannot be read"):
         load_tower(own_clip, "test")
+
+
+def test_a_package_that_is_missing_is_named(folders, tmp_path, monkeypatch):
+    folder = shutil.copytree(folders["siglip"], tmp_path / "own")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(RewardError, match=r"not installed \(sentencepiece\). Install it"):
+        load_tower(folder, "test")
 
 
 def test_an_unknown_precision_is_refused(folders):
