@@ -14,10 +14,10 @@ _ENDPOINT = "/chat/completions"
 
 @dataclass(frozen=True)
 class Address:
-    """Of a chat endpoint. port: None for the scheme's own. text: as it was typed in."""
+    """Of a chat endpoint. text: as it was typed in."""
 
     host: str
-    port: int | None
+    port: int
     path: str
     secure: bool
     text: str
@@ -46,17 +46,17 @@ def parse_address(text: str, reward: str, allow_remote: bool) -> Address:
             f"vision model (llama.cpp, Ollama, LM Studio, vLLM), and write its address, such as "
             f"{EXAMPLE}, into address in Reward Loader."
         )
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise _malformed(text, reward) from error
-    if parts.username is not None or parts.password is not None:
+    if "@" in text:
         raise RewardError(
             f"{reward}: the address in Reward Loader holds a user name or a password, which would "
             "be saved with the workflow. Take it out; a key goes into the environment variable "
             "DNO_VLM_API_KEY."
         )
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise _malformed(text, reward) from error
     plain = text.isascii() and text.isprintable() and " " not in text
     if not plain or parts.scheme not in ("http", "https") or not host:
         raise _malformed(text, reward)
@@ -65,7 +65,10 @@ def parse_address(text: str, reward: str, allow_remote: bool) -> Address:
             f'{reward}: the address "{text}" holds a query (? or #). '
             f"Write only where the server is, for example {EXAMPLE}."
         )
-    address = Address(host, port, _path(parts.path), parts.scheme == "https", text)
+    secure = parts.scheme == "https"
+    # Always a number: without one http.client takes the end of an IPv6 address for it.
+    port = (443 if secure else 80) if port is None else port
+    address = Address(host, port, _path(parts.path), secure, text)
     if not (address.is_local or allow_remote):
         raise RewardError(
             f"{reward}: {host} is another computer, to which every picture would be sent. "

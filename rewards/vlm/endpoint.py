@@ -96,9 +96,9 @@ class Endpoint:
         for left in range(self.retries, -1, -1):
             try:
                 reply = exchange(self.address, body, headers, self.timeout)
-            except (OSError, http.client.HTTPException, TooLarge) as error:
+            except (OSError, http.client.HTTPException, TooLarge, UnicodeError) as error:
                 failure = self._failed(error)
-                lasting = isinstance(error, (TooLarge, ssl.SSLCertVerificationError))
+                lasting = isinstance(error, (TooLarge, ssl.SSLCertVerificationError, UnicodeError))
                 if lasting or not left:
                     raise failure from error
                 log.info("%s Asked again.", failure)

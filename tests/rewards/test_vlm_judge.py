@@ -177,11 +177,34 @@ def test_an_address_that_cannot_be_used_is_refused(text, reason):
 
 def test_another_computer_is_asked_only_where_that_is_allowed():
     address = parse_address("https://vlm.example.com", "judge", allow_remote=True)
-    assert (address.host, address.port, address.secure) == ("vlm.example.com", None, True)
+    assert (address.host, address.port, address.secure) == ("vlm.example.com", 443, True)
     assert not address.is_local
 
 
-@pytest.mark.parametrize("where", ["127.0.0.1:1", "example.com"])
+@pytest.mark.parametrize(
+    ("text", "port"), [("http://[::1]", 80), ("https://[::1]", 443), ("http://[::1]:8080", 8080)]
+)
+def test_the_end_of_an_ipv6_address_is_not_taken_for_its_port(images, monkeypatch, text, port):
+    tried: list[tuple[str, int]] = []
+
+    def connect(where: tuple[str, int], *_: Any) -> None:
+        tried.append(where)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    with pytest.raises(RewardUnavailable, match="no server listens"):
+        create("vlm_judge", address=text, retries=0).score(one(images), CAT)
+    assert tried == [("::1", port)]
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])
+def test_a_name_that_no_computer_can_have_ends_with_a_plain_error(images, host):
+    reward = create("vlm_judge", address=f"http://{host}", allow_remote=True, retries=9)
+    with pytest.raises(RewardUnavailable, match="the connection to http://a.* failed"):
+        reward.score(one(images), CAT)
+
+
+@pytest.mark.parametrize("where", ["127.0.0.1:1", "example.com", "example.com:99999", "[::"])
 def test_a_password_in_the_address_is_refused_and_not_repeated(where):
     with pytest.raises(RewardError, match="user name or a password") as raised:
         create("vlm_judge", address=f"http://me:hunter2@{where}", allow_remote=True)
