@@ -18,6 +18,7 @@ __all__ = ["looks_like", "read_weights", "wrong_checkpoint"]
 
 _NESTS = ("state_dict", "model_state_dict", "model", "module", "params_ema", "params")
 _PREFIXES = ("module.", "_orig_mod.")
+_LONGEST_JSON = 100_000_000  # bytes; the limit of the safetensors library
 _NEEDS_CODE = ("Unsupported", "TorchScript", "GLOBAL")
 
 
@@ -97,8 +98,12 @@ def not_weights(head: bytes) -> str:
 
 
 def _is_pickle(head: bytes) -> bool:
-    """PyTorch's own formats: a zip archive with a pickle in it, or (until 1.6) a bare pickle."""
-    return head.startswith((b"PK\x03\x04", b"\x80"))
+    """PyTorch's own formats: a zip archive with a pickle in it, or (until 1.6) a bare pickle.
+
+    A safetensors file begins with the length of its JSON, which may look like a pickle's mark.
+    """
+    json_follows = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _LONGEST_JSON
+    return head.startswith((b"PK\x03\x04", b"\x80")) and not json_follows
 
 
 def _safetensors(path: Path, reward: str) -> dict[str, Tensor]:

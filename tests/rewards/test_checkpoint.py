@@ -33,6 +33,28 @@ def test_safetensors_is_read_whatever_it_is_called(tmp_path: Path, name: str) ->
     }
 
 
+def test_safetensors_is_read_whatever_the_length_of_its_header(tmp_path: Path) -> None:
+    begins = set()
+    for length in range(1, 260):
+        file = tmp_path / "head.safetensors"
+        save_file({"w" * length: torch.ones(2)}, file)
+        begins.add(file.read_bytes()[:1])
+        assert list(read_weights(file, "r")) == ["w" * length]
+    assert b"\x80" in begins  # which is how a pickle begins
+
+
+def test_a_safetensors_file_may_begin_with_the_byte_of_a_pickle(tmp_path: Path) -> None:
+    """Its first byte is the lowest of the header's length, a multiple of 8: 0x80 is one of 32."""
+    file = tmp_path / "m.safetensors"
+    for padding in range(0, 512, 4):
+        save_file(WEIGHTS, file, {"note": "x" * padding})
+        if file.read_bytes()[0] == 0x80:
+            break
+    else:
+        raise AssertionError("no header has that length")
+    assert same(read_weights(file, "reward"), WEIGHTS)
+
+
 @pytest.mark.parametrize("archive", [True, False])
 @pytest.mark.parametrize(
     "wrap",
