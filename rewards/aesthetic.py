@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
 
 from .affine_head import HeadReward, fold, layers_in, tower_for
 from .base import Input, Reward, Spec
 from .files.catalogue import CLIP_B32, CLIP_L14, LAION_V1, LAION_V2
 from .files.checkpoint import read_weights, wrong_checkpoint
+from .towers.kinship import unlike_openai_clip
 from .towers.protocols import ImageTower
+
+log = logging.getLogger("dno")
 
 NAME = "aesthetic"
 UNIT = "LAION points, about 1 to 10"
@@ -29,8 +34,29 @@ def create(head: str, model: str, clip_vision: ImageTower | None, precision: str
         if layers:
             affine = fold(layers)
             tower = tower_for(affine, file, model, clip_vision, NAME, precision)
+            _warn_of_another_training(tower, file)
             return HeadReward(tower, affine, f"{NAME} {version}", UNIT, SCALES[version])
     raise wrong_checkpoint(file, NAME, EXPECTED, state)
+
+
+def patch_size(file: Path) -> int | None:
+    """That of the CLIP a published head was trained on, from the head's name; None if unknown."""
+    found = re.search(r"(?<![a-z])[lb][-_]?(14|16|32)(?!\d)", file.stem.lower())
+    return int(found[1]) if found else None
+
+
+def _warn_of_another_training(tower: ImageTower, file: Path) -> None:
+    """Say aloud that the points mean nothing, where another CLIP of the right width shows."""
+    why = unlike_openai_clip(tower, patch_size(file))
+    if why:
+        log.warning(
+            "%s: %s does not look like the CLIP that %s was trained on: %s. Its points would mean "
+            "nothing; choose OpenAI's CLIP in the model widget of Reward Loader.",
+            NAME,
+            tower.label,
+            file.name,
+            why,
+        )
 
 
 SPEC = Spec(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from transformers import (
 )
 
 from comfyui_dno.rewards import RewardError, create
-from comfyui_dno.rewards.aesthetic import LAYERS
+from comfyui_dno.rewards.aesthetic import LAYERS, patch_size
 from comfyui_dno.rewards.affine_head import fold, layers_in
 
 WIDTH = 16  # of the small CLIP
@@ -287,3 +289,52 @@ def test_half_precision_stays_within_its_bounds(v2, clip_folder, images, precisi
         scores.append(score.detach())
     torch.testing.assert_close(scores[1], scores[0], atol=points, rtol=0)
     assert torch.cosine_similarity(*gradients, dim=0) > 0.999
+
+
+def clip_like(folder, clip_folder, activation):
+    """The small CLIP with another activation, as retrainings of OpenAI's have it."""
+    shutil.copytree(clip_folder, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for part in ("text_config", "vision_config"):
+        config[part]["hidden_act"] = activation
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def test_a_clip_of_the_right_width_that_is_not_openais_is_warned_of(
+    v2, clip_folder, tmp_path, caplog
+):
+    head = shutil.copy(v2[1], tmp_path / "head.pth")
+    aesthetic(head, clip_folder)
+    assert not caplog.records
+    aesthetic(head, clip_like(tmp_path / "laions", clip_folder, "gelu"))
+    assert "laions does not look like the CLIP" in caplog.text
+    assert "quick_gelu" in caplog.text
+
+
+def test_an_open_clip_tower_is_told_by_its_activation_as_well(v2, clip_factory, tmp_path, caplog):
+    aesthetic(v2[1], clip_factory.write_open_clip_folder(tmp_path / "gelu"))
+    assert "gelu does not look like the CLIP" in caplog.text
+
+
+def test_a_head_for_another_patch_size_is_warned_of(clip_folder, tmp_path, caplog):
+    state = {"weight": torch.randn(1, WIDTH), "bias": torch.zeros(1)}
+    for name in ("sa_0_4_vit_b_32_linear.pth", "my_own.pth"):
+        caplog.clear()
+        torch.save(state, tmp_path / name)
+        aesthetic(tmp_path / name, clip_folder)
+        assert ("its patches have 8 pixels a side, not 32" in caplog.text) == ("b_32" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "patch"),
+    [
+        ("sac+logos+ava1-l14-linearMSE.pth", 14),
+        ("sa_0_4_vit_l_14_linear.pth", 14),
+        ("sa_0_4_vit_b_32_linear.pth", 32),
+        ("sa_0_4_vit_b_16_linear.pth", 16),
+        ("my_label_14.pth", None),
+    ],
+)
+def test_the_published_heads_names_tell_their_clips_patch_size(name, patch):
+    assert patch_size(Path(name)) == patch
