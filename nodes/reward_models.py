@@ -50,12 +50,12 @@ def _walk(root: Path, depth: int = 0) -> Iterator[tuple[Path, list[str]]]:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError:
         return
-    shown = [entry for entry in entries if not entry.name.startswith(".")]
-    yield root, [entry.name for entry in shown if entry.is_file()]
+    shown = [root / entry.name for entry in entries if not entry.name.startswith(".")]
+    yield root, [path.name for path in shown if os.path.isfile(path)]
     if depth < DEEPEST:
-        for entry in shown:
-            if entry.is_dir():
-                yield from _walk(Path(entry.path), depth + 1)
+        for path in shown:
+            if os.path.isdir(path):
+                yield from _walk(path, depth + 1)
 
 
 def model_options(item: Input) -> list[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .base import Input, PixelReward, Reward, RewardError, Spec
+from .files.places import places
 from .files.source import RemoteFile, Source
 
 FLAGS = {"differentiable": True, "masked": False}
@@ -46,12 +49,14 @@ def read_spec(entry: Any, pack: str) -> Spec:
         raise Invalid("two inputs have the same name.")
     entry["create"] = _checked_create(_create(entry), pack, entry["name"])
     own = {"score", "scale", *FLAGS}
-    unknown = sorted(entry.keys() - SPEC_FIELDS - own)
+    unknown = sorted(entry.keys() - SPEC_FIELDS - own, key=str)
     if unknown:
         raise Invalid(f"there is no field {unknown[0]}.")
     for field in ("prompt", "reference", "scale_source", "licence"):
         if not isinstance(entry.get(field, ""), str):
             raise Invalid(f"{field} is no text.")
+    if not isinstance(entry.get("needs_prompt", True), bool):
+        raise Invalid("needs_prompt is neither True nor False.")
     entry.setdefault("scale_source", f"the pack {pack}")
     try:
         return Spec(**{field: value for field, value in entry.items() if field not in own})
@@ -81,10 +86,13 @@ def _create(entry: Mapping[str, Any]) -> Callable[..., Reward]:
 
 
 def _scale(scale: Any) -> float:
-    number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-    if not number or not math.isfinite(scale) or scale <= 0:
+    if not _is_number(scale) or not 0 < scale <= sys.float_info.max:
         raise Invalid("scale is not a number above 0.")
     return float(scale)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _checked_create(create: Callable[..., Reward], pack: str, name: str) -> Callable[..., Reward]:
@@ -119,7 +127,7 @@ def require_reward(reward: Any) -> None:
 def read_input(item: Any) -> Input:
     """An Input from a dict with its fields. Raises Invalid."""
     if isinstance(item, Mapping):
-        unknown = sorted(item.keys() - INPUT_FIELDS)
+        unknown = sorted(item.keys() - INPUT_FIELDS, key=str)
         if unknown:
             raise Invalid(f"an input has no field {unknown[0]}.")
         missing = [field for field in ("name", "kind", "tooltip") if not item.get(field)]
@@ -127,8 +135,10 @@ def read_input(item: Any) -> Input:
             raise Invalid(f"{missing[0]} of an input is missing.")
         values = dict(item)
         for field in ("choices", "suffixes"):
-            values[field] = tuple(values.get(field, ()))
-        values["sources"] = tuple(_source(source) for source in values.get("sources", ()))
+            values[field] = _texts(values.get(field, ()), f"{field} of an input")
+        values["sources"] = tuple(
+            _source(source) for source in _listed(values.get("sources", ()), "sources of an input")
+        )
         values.setdefault("default", None)
         item = Input(**values)
     if not isinstance(item, Input):
@@ -154,8 +164,18 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def _require_sound(item: Input) -> None:
     if not isinstance(item.name, str) or not item.name.isidentifier() or item.name in RESERVED:
         raise Invalid(f"an input cannot be named {item.name!r}.")
-    if item.kind not in _TYPES:
+    if not isinstance(item.kind, str) or item.kind not in _TYPES:
         raise Invalid(f"the kind of {item.name} is none of {', '.join(_TYPES)}.")
+    if not isinstance(item.tooltip, str):
+        raise Invalid(f"the tooltip of {item.name} is no text.")
+    for field in ("advanced", "folders"):
+        if not isinstance(getattr(item, field), bool):
+            raise Invalid(f"{field} of {item.name} is neither True nor False.")
+    for field in ("min", "max", "step"):
+        if not (getattr(item, field) is None or _is_number(getattr(item, field))):
+            raise Invalid(f"{field} of {item.name} is no number.")
+    if not all(suffix.startswith(".") and suffix == suffix.lower() for suffix in item.suffixes):
+        raise Invalid(f"the suffixes of {item.name} are not like .pt, in lower case.")
     default = item.default
     fits = isinstance(default, _TYPES[item.kind])
     if not fits or (isinstance(default, bool) and item.kind != "bool"):
@@ -181,4 +201,28 @@ def _source(source: Any) -> Source:
             raise Invalid(f"a source cannot be read: {error}.") from error
     if not isinstance(source, Source):
         raise Invalid("a source is no dict.")
+    _texts((source.name, source.licence, source.page), "name, licence and page of a source")
+    for file in source.files:
+        if not isinstance(file, RemoteFile):
+            raise Invalid(f"a file of the source {source.name} is no dict.")
+        _texts((file.url, file.name, file.sha256), f"url, name and sha256 of {source.name}")
+        if not isinstance(file.size, int) or file.size < 0:
+            raise Invalid(f"the size of a file of {source.name} is no number of bytes.")
+    try:
+        if source.files:
+            places(source, Path())
+    except RewardError as error:
+        raise Invalid(str(error)) from error
     return source
+
+
+def _listed(values: Any, what: str) -> Sequence[Any]:
+    if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence):
+        raise Invalid(f"{what}: not a list.")
+    return values
+
+
+def _texts(values: Any, what: str) -> tuple[str, ...]:
+    if not all(isinstance(value, str) for value in _listed(values, what)):
+        raise Invalid(f"{what}: not all are texts.")
+    return tuple(values)

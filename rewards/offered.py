@@ -79,4 +79,6 @@ def _spec_or_warning(pack: str, entry: Any) -> Spec | None:
         name = entry.get("name") if isinstance(entry, Mapping) else None
         what = f'The reward "{name}"' if isinstance(name, str) and name else "A reward"
         log.warning("%s of the pack %s is left out: %s", what, pack, error)
-        return None
+    except Exception:  # whatever another pack wrote, the rewards of all others stay
+        log.exception("A reward of the pack %s is left out: it cannot be read.", pack)
+    return None

@@ -111,6 +111,15 @@ def test_a_loop_of_links_ends(rooms, roots):
     assert "a/judge.pt" in rooms.models.found_models(FILE_INPUT)
 
 
+def test_links_that_lead_nowhere_take_nothing_else_out_of_the_list(rooms, roots):
+    fill(roots[0], "judge.pt", "ein Preis \u00e9.pt")
+    (roots[0] / "itself.pt").symlink_to(roots[0] / "itself.pt")
+    (roots[0] / "gone.pt").symlink_to(roots[0] / "deleted.pt")
+    (roots[0] / "folder.pt").mkdir()
+    assert set(rooms.models.found_models(FILE_INPUT)) == {"judge.pt", "ein Preis \u00e9.pt"}
+    assert rooms.RewardLoader.GET_NODE_INFO_V1()["input"]
+
+
 def test_a_choice_becomes_a_path_and_a_built_in_one_stays_as_it_is(run, roots, judge):
     fill(roots[1], "judge.pt", "sub/mine.pt")
     for choice, expected in {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,17 @@ def test_a_taken_name_stays_with_the_first_and_the_pack_is_named_once(
     assert caplog.text.count('"redness" of the pack late-pack is left out') == 1
 
 
+def with_input(**changes: Any) -> dict[str, Any]:
+    item = {"name": "g", "kind": "string", "default": "", "tooltip": "What it does."}
+    return gain(inputs=[{**item, **changes}])
+
+
+def with_source(**changes: Any) -> dict[str, Any]:
+    source = {"name": "a.pt", "licence": "MIT", "page": "http://127.0.0.1"}
+    source["files"] = [{"url": "http://127.0.0.1/a.pt"}]  # type: ignore[assignment]
+    return with_input(kind="model", suffixes=[".pt"], sources=[{**source, **changes}])
+
+
 BAD = {
     "label is missing or no text": redness(label=""),
     "unit is missing or no text": redness(unit=3),
@@ -149,6 +161,24 @@ BAD = {
         inputs=[{"name": "g", "kind": "model", "default": "", "tooltip": "t", "sources": [{}]}]
     ),
     "it is str, not a dict": "redness",
+    "needs_prompt is neither": redness(needs_prompt="no"),
+    "there is no field 5": {**redness(), 5: 1, "zz": 2},
+    "scale is not a number above": redness(scale=10**400),
+    "choices of an input: not a list": with_input(kind="choice", choices=5),
+    "choices of an input: not all are texts": with_input(kind="choice", choices=["a", 1]),
+    "suffixes of an input: not a list": with_input(kind="model", suffixes=".pt"),
+    "are not like .pt": with_input(kind="model", suffixes=["pt"]),
+    "sources of an input: not a list": with_input(kind="model", sources=5),
+    "min of g is no number": with_input(kind="float", default=1.0, min="0"),
+    "step of g is no number": with_input(kind="float", default=1.0, step=True),
+    "the kind of g is none": with_input(kind=["float"]),
+    "the tooltip of g is no text": with_input(tooltip=5),
+    "advanced of g is neither": with_input(advanced="yes"),
+    "name, licence and page of a source": with_source(name=None),
+    "a file of the source a.pt is no dict": with_source(files=["http://127.0.0.1/a.pt"]),
+    "url, name and sha256 of a.pt": with_source(files=[{"url": None}]),
+    "no number of bytes": with_source(files=[{"url": "http://127.0.0.1/a.pt", "size": "5"}]),
+    "no safe file name": with_source(name="../a.pt"),
 }
 
 
@@ -161,6 +191,20 @@ def test_a_bad_entry_is_named_with_its_pack_and_field_and_the_others_stay(
     names()
     (line,) = caplog.messages
     assert "of the pack their-pack is left out: " in line and what in line
+
+
+def test_an_entry_that_cannot_even_be_looked_at_leaves_the_others(
+    pack: Pack, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Hostile(UserDict[str, Any]):
+        def __iter__(self) -> Iterator[str]:
+            raise RuntimeError("no keys today")
+
+    pack(Hostile(redness()), redness(name="sound_one"))
+    assert set(names()) == {*REGISTRY, "sound_one"}
+    names()
+    (line,) = caplog.messages
+    assert line == "A reward of the pack their-pack is left out: it cannot be read."
 
 
 def test_what_is_no_list_is_named(pack: Pack, caplog: pytest.LogCaptureFixture) -> None:
