@@ -46,3 +46,33 @@ def test_every_reward_is_listed(comfy):
     page = (DOCS / "DNO_RewardLoader.md").read_text(encoding="utf-8")
     for name in REGISTRY:
         assert f"| {name} |" in page
+
+
+def test_a_reward_s_row_tells_what_it_needs_and_how_large_its_model_is(comfy):
+    from comfyui_dno.rewards import REGISTRY
+    from comfyui_dno.rewards.files.missing import readable_size
+
+    page = (DOCS / "DNO_RewardLoader.md").read_text(encoding="utf-8")
+    rows = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if "|" in line}
+    for name, spec in REGISTRY.items():
+        if spec.group in ("prompt", "taste"):
+            assert ("prompt" in rows[name].split(" | ")[-1]) == bool(spec.prompt), name
+        for item in spec.inputs:
+            for source in (known for known in item.sources if known.name == item.default):
+                if source.size > 1e9:
+                    assert readable_size(source.size) in rows[name], name
+    parts = page.partition("\n## The rewards\n")[2].partition("\n## ")[0].split("\n\n**")
+    for part in parts:
+        title = part.partition(".**")[0].strip("*\n")
+        listed = [spec for name, spec in REGISTRY.items() if f"\n| {name} |" in part]
+        assert all(bool(spec.reference) == (title == "Reference") for spec in listed), title
+        assert all((spec.group == "black box") == (title == "Black box") for spec in listed), title
+        assert all((spec.group == "pixels") == (title == "Pixels") for spec in listed), title
+
+
+def test_the_page_of_reward_loader_leads_to_the_longer_pages_of_the_rewards(comfy):
+    from comfyui_dno.rewards import REGISTRY
+
+    page = (DOCS / "DNO_RewardLoader.md").read_text(encoding="utf-8")
+    assert "docs/rewards/NAME.md" in page
+    assert all((DOCS.parents[1] / "docs" / "rewards" / f"{name}.md").is_file() for name in REGISTRY)
