@@ -169,6 +169,7 @@ def _tower(
     dtype: torch.dtype | None,
     stored: torch.dtype,
 ) -> TextTower:
+    logit_scale = float(model.logit_scale.detach().float().exp())  # half precision rounds it
     with torch.inference_mode(False):
         model.to(dtype or stored).requires_grad_(False).eval()
     return TextTower(
@@ -180,7 +181,7 @@ def _tower(
         dtype=dtype,
         tokenize=tokenize,
         embed_texts=model.encode_text,
-        logit_scale=float(model.logit_scale.float().exp()),
+        logit_scale=logit_scale,
     )
 
 

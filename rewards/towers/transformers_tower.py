@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from ..base import RewardError
 from ..files.checkpoint import read_weights
-from .folder import ModelFolder, broken, missing_file
+from .folder import ModelFolder, broken, missing_file, read_json
+from .precision import HALF
 from .processor_config import read_preprocessing
 from .texts import Tokenize
 from .tokenizers import BUNDLED_VOCABULARY, clip_tokens, siglip_tokens, transformers_tokens
@@ -43,7 +45,7 @@ def load_image_text(folder: ModelFolder, dtype: torch.dtype | None, reward: str)
         dtype=dtype,
         tokenize=tokenize,
         embed_texts=_pooled(partial(_by_name, model.get_text_features, "input_ids")),
-        logit_scale=float(model.logit_scale.float().exp()),
+        logit_scale=math.exp(_logit_scale(model, folder, reward)),
     )
 
 
@@ -108,6 +110,16 @@ def _load(
             "misshaped. Download it again, or choose another model in Reward Loader."
         )
     return model.requires_grad_(False).eval()
+
+
+def _logit_scale(model: Any, folder: ModelFolder, reward: str) -> float:
+    """As the file has it: rounded to bfloat16, its exponential may be off by 1.6 %."""
+    if model.logit_scale.dtype not in HALF:
+        return float(model.logit_scale)
+    file = folder.weights
+    if file.suffix == ".json":
+        file = folder.path / read_json(file, reward)["weight_map"]["logit_scale"]
+    return float(read_weights(file, reward)["logit_scale"])
 
 
 def _unreadable() -> tuple[type[Exception], ...]:

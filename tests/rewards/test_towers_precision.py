@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import CLIPModel
 
 from comfyui_dno.rewards.towers import precision
 from comfyui_dno.rewards.towers.load import load_image_tower, load_tower
@@ -137,6 +138,34 @@ def test_all_weights_and_buffers_are_in_the_precision_asked_for(clip_factory, tm
         (model,) = tower.modules
         dtypes = {each.dtype for each in [*model.parameters(), *model.buffers()]}
         assert {each for each in dtypes if each.is_floating_point} == {precision.DTYPES[name]}
+
+
+def sharded(clip_factory, folder):
+    """A CLIP whose weights lie in several files with an index."""
+    whole = clip_factory.write_clip(folder)
+    model = CLIPModel.from_pretrained(whole)
+    (whole / "model.safetensors").unlink()
+    model.save_pretrained(whole, max_shard_size="20KB")
+    assert (whole / "model.safetensors.index.json").is_file()
+    return whole
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda factory, path: factory.write_clip(path / "clip"),
+        lambda factory, path: factory.write_clip(path / "pickle", safetensors=False),
+        lambda factory, path: sharded(factory, path / "sharded"),
+        lambda factory, path: factory.write_siglip(path / "siglip"),
+        lambda factory, path: factory.write_open_clip_folder(path / "open_clip"),
+        lambda factory, path: factory.write_hps(path / "hps.pt"),
+    ],
+)
+def test_the_logit_scale_keeps_its_digits(clip_factory, tmp_path, name, write):
+    path = write(clip_factory, tmp_path)
+    full, half = load_tower(path, "test", "float32"), load_tower(path, "test", name)
+    assert half.logit_scale == pytest.approx(full.logit_scale, rel=1e-6)
 
 
 def test_auto_keeps_a_half_precision_file_as_it_is_until_it_is_used_on_a_cpu(
