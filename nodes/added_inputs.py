@@ -11,6 +11,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dno_core import DECAYS
+from .presets import preset_input
 
 
 def added_inputs() -> list[Any]:
@@ -56,4 +57,5 @@ def added_inputs() -> list[Any]:
             "the saved picture, so that the run repeats itself. Usually empty; clear it to run "
             "without the changes.",
         ),
+        preset_input(),
     ]

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from .added_inputs import added_inputs
 from .drawing import GuiderDrawing
+from .presets import with_preset
 from .request import Request
 from .sampler_inputs import (
     advanced_inputs,
@@ -84,6 +85,6 @@ class SamplerAdvanced(io.ComfyNode):
             latent=latent_image,
             terms=reward,
             node_id=cls.hidden.unique_id,
-            **inputs,
+            **with_preset(inputs),
         )
         return run_node(cls, request)

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from .added_inputs import added_inputs
 from .drawing import KSamplerDrawing
+from .presets import with_preset
 from .request import Request
 from .sampler_inputs import (
     advanced_inputs,
@@ -65,7 +66,7 @@ class Sampler(io.ComfyNode):
             latent=latent_image,
             terms=reward,
             node_id=cls.hidden.unique_id,
-            **inputs,
+            **with_preset(inputs),
         )
         return run_node(cls, request)
 

@@ -5,6 +5,7 @@ import { passGesturesToCanvas } from './canvas_gestures.js'
 import { nodeAt } from './graph_nodes.js'
 import { createPanel } from './panel.js'
 import { setPickedIteration } from './pick.js'
+import { followPresets } from './presets.js'
 import {
   announcePanel, control, listSessions, listen, loadFrame, loadSession
 } from './protocol.js'
@@ -102,7 +103,9 @@ app.registerExtension({
     meetServer()
   },
   nodeCreated(node) {
-    if (SAMPLERS.has(node.comfyClass)) addPanel(node)
+    if (!SAMPLERS.has(node.comfyClass)) return
+    followPresets(node)
+    addPanel(node)
   },
   afterConfigureGraph: showAll
 })
