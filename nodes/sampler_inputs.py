@@ -77,7 +77,7 @@ def optimization_inputs() -> list[Any]:
             default=0.03,
             min=0.0,
             max=10.0,
-            step=0.001,
+            step=0.0005,  # the page keeps as many digits as the step has
             round=0.00001,
             tooltip="How far the noise moves in an iteration. Raise it if the reward climbs too "
             "slowly, lower it if P(z) falls or the curve jumps. 0.01 to 0.05 for adam.",
