@@ -206,25 +206,30 @@ def test_a_cancelled_run_and_a_failed_node_leave_a_panel_that_works(server: Comf
 
 def test_two_samplers_do_not_mix_and_a_removed_one_stops_asking(server: ComfyServer) -> None:
     with open_panel_page(server, vue_nodes=True) as page:
-        page.load("first_light", iterations=4)
+        page.load("first_light", iterations=LONG)
         page.page.evaluate(SECOND_SAMPLER, 1)
-        page.set(1, iterations=LONG)
-        page.queue()
-        page.wait_state("done", 0)
-        page.wait_state("running", 1)
         nodes = page.page.evaluate("() => dno.named('DNO_Sampler').map((n) => String(n.id))")
+        page.queue()
+        earlier = nodes.index(page.wait_event("dno.step")["node"])  # ComfyUI chooses which
+        later = 1 - earlier
+        page.wait_state("running", earlier)
+        assert page.panel(later).get_attribute("data-state") == "idle"
+        page.bring(earlier)
+        page.panel(earlier).get_by_role("button", name="Stop, keep best").click()
+        page.wait_state("done", earlier)
+        page.wait_state("running", later)
         sessions = {step["node"]: step["session"] for step in page.events("dno.step")}
         shown = [page.panel(k).get_attribute("data-session") for k in (0, 1)]
         assert shown == [sessions[node] for node in nodes] and shown[0] != shown[1]
 
         frames: list[str] = []
-        page.page.evaluate("() => window.app.graph.remove(dno.named('DNO_Sampler')[1])")
-        page.panel(1).wait_for(state="detached")
+        page.page.evaluate("(k) => window.app.graph.remove(dno.named('DNO_Sampler')[k])", later)
+        page.panel(later).wait_for(state="detached")
         page.page.on("request", lambda r: frames.append(r.url) if "/frames/" in r.url else None)
         heard = len(page.events("dno.step"))
         page.wait_event("dno.step", heard + 3)
         assert frames == []
-        assert page.panel(0).get_attribute("data-session") == shown[0]
+        assert page.panel(earlier).get_attribute("data-session") == shown[earlier]
         page.page.evaluate("() => window.app.api.interrupt()")
         page.wait_event("execution_interrupted")
 
