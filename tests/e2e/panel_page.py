@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,9 +17,10 @@ SEEDS = itertools.count(7000)
 """No two runs are the same, so that the server never answers from its cache."""
 
 PREPARE = """() => {
-  const events = []
+  const events = window.dno?.events ?? []
+  const listens = !!window.dno
   window.dno = { events }
-  for (const name of ['dno.state', 'dno.step', 'dno.changed', 'execution_start',
+  if (!listens) for (const name of ['dno.state', 'dno.step', 'dno.changed', 'execution_start',
     'execution_success', 'execution_error', 'execution_interrupted'])
     window.app.api.addEventListener(name, (e) => events.push({ ...e.detail, event: name }))
   dno.nodes = (graph = window.app.graph) => graph._nodes.flatMap(
@@ -44,6 +46,7 @@ PREPARE = """() => {
   dno.mark = () => dno.named('DNO_Sampler').forEach((n, k) => {
     dno.panel(k).dataset.place = k
   })
+  dno.mark()
 }"""
 BRING = """(k) => {
   const { canvas } = window.app, box = dno.panel(k).getBoundingClientRect()
@@ -62,15 +65,19 @@ class PanelPage:
         self.page = comfy.page
 
     def load(self, name: str, **widgets: Any) -> None:
-        """Open a shipped workflow with short steps, a new seed and these sampler widgets."""
-        graph = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-        self.open(graph, name, **widgets)
+        """Open a shipped workflow with short steps, a new seed and these sampler widgets.
 
-    def open(self, graph: dict[str, Any], name: str = "test", **widgets: Any) -> None:
+        It has an id, as it would once the artist has saved it.
+        """
+        graph = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+        graph["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
         self.comfy.load(graph, name)
-        self.page.evaluate(PREPARE)
+        self.prepare()
         self.set(steps=3, seed=next(SEEDS), **widgets)
-        self.page.evaluate("() => dno.mark()")
+
+    def prepare(self) -> None:
+        """Listen to events, and number the panels, on a page with a workflow."""
+        self.page.evaluate(PREPARE)
 
     def set(self, place: int = 0, **widgets: Any) -> None:
         """Set widgets of a sampler, as if they had been typed in."""

@@ -121,7 +121,8 @@ def test_a_reloaded_page_finds_the_running_session_again(
         session = page.events("dno.step")[0]["session"]
         page.page.reload()
         page.comfy.wait_until_ready()
-        page.load("first_light")
+        page.page.wait_for_selector(".dno-panel", state="attached")
+        page.prepare()
         page.wait_state("running")
         assert page.panel().get_attribute("data-session") == session
         assert page.panel().locator(".dno-scrub input").get_attribute("min") == "0"
@@ -167,6 +168,10 @@ def test_scrubbing_after_the_run_sets_pick_iteration_and_queues_nothing(
         line.press("Home")
         line.press("ArrowRight")
         expect(line).to_have_attribute("aria-valuenow", "5")
+        drag(page, panel.locator(".dno-slot"), 0.5, 0.8)
+        expect(line).to_have_attribute("aria-valuenow", "80")
+        drag(page, panel.locator(".dno-plot").first, 0.9, 0.02)
+        assert picked(page) == 0
         panel.get_by_role("button", name="Best").click()
         assert picked(page) == -1
         slider.press("Home")
@@ -187,6 +192,8 @@ def test_a_cancelled_run_and_a_failed_node_leave_a_panel_that_works(server: Comf
         page.wait_state("cancelled")
         assert not page.panel().get_by_role("button", name="Pause").is_visible()
         assert page.panel().locator(".dno-settings input").first.is_disabled()
+        advanced = "() => window.LiteGraph.createNode('DNO_SamplerAdvanced').widgets.at(-1).name"
+        assert page.page.evaluate(advanced) == "dno_panel"
         page.set(changes="no changes at all")
         page.queue()
         page.wait_event("execution_error")
@@ -199,27 +206,43 @@ def test_a_cancelled_run_and_a_failed_node_leave_a_panel_that_works(server: Comf
 
 def test_two_samplers_do_not_mix_and_a_removed_one_stops_asking(server: ComfyServer) -> None:
     with open_panel_page(server, vue_nodes=True) as page:
-        page.load("first_light", iterations=4)
+        page.load("first_light", iterations=LONG)
         page.page.evaluate(SECOND_SAMPLER, 1)
-        page.set(1, iterations=LONG)
-        page.queue()
-        page.wait_state("done", 0)
-        page.wait_state("running", 1)
         nodes = page.page.evaluate("() => dno.named('DNO_Sampler').map((n) => String(n.id))")
+        page.queue()
+        earlier = nodes.index(page.wait_event("dno.step")["node"])  # ComfyUI chooses which
+        later = 1 - earlier
+        page.wait_state("running", earlier)
+        assert page.panel(later).get_attribute("data-state") == "idle"
+        page.bring(earlier)
+        page.panel(earlier).get_by_role("button", name="Stop, keep best").click()
+        page.wait_state("done", earlier)
+        page.wait_state("running", later)
         sessions = {step["node"]: step["session"] for step in page.events("dno.step")}
         shown = [page.panel(k).get_attribute("data-session") for k in (0, 1)]
         assert shown == [sessions[node] for node in nodes] and shown[0] != shown[1]
 
         frames: list[str] = []
-        page.page.evaluate("() => window.app.graph.remove(dno.named('DNO_Sampler')[1])")
-        page.panel(1).wait_for(state="detached")
+        page.page.evaluate("(k) => window.app.graph.remove(dno.named('DNO_Sampler')[k])", later)
+        page.panel(later).wait_for(state="detached")
         page.page.on("request", lambda r: frames.append(r.url) if "/frames/" in r.url else None)
         heard = len(page.events("dno.step"))
         page.wait_event("dno.step", heard + 3)
         assert frames == []
-        assert page.panel(0).get_attribute("data-session") == shown[0]
+        assert page.panel(earlier).get_attribute("data-session") == shown[earlier]
         page.page.evaluate("() => window.app.api.interrupt()")
         page.wait_event("execution_interrupted")
+
+
+def drag(page: PanelPage, locator: Any, start: float, end: float) -> None:
+    """Drag across an element with the mouse, between two shares of its width; its node stays."""
+    box, mouse = locator.bounding_box(), page.page.mouse
+    y = box["y"] + box["height"] / 2
+    mouse.move(box["x"] + start * box["width"], y)
+    mouse.down()
+    mouse.move(box["x"] + end * box["width"], y, steps=4)
+    mouse.up()
+    assert locator.bounding_box() == box
 
 
 def widget_values(page: PanelPage) -> list[Any]:
