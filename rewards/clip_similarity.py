@@ -25,7 +25,7 @@ OTHER_SCALE = 0.1  # estimated: a usual spread among pictures for web-trained CL
 class ClipSimilarity:
     """score = mean over the R reference pictures of cos(picture, reference).
 
-    seen: the last references with their embeddings [R, D] on the CPU.
+    seen: the last references with their embeddings [R, D], both on the CPU.
     """
 
     tower: ImageTower = field(repr=False)
@@ -42,22 +42,23 @@ class ClipSimilarity:
     def score(self, images: Tensor, context: Context | None = None) -> Tensor:
         """[B, 3, H, W] -> [B]. Raises RewardError without a reference picture."""
         images = check_images(images, self.name)
-        references = self._embedded(references_of(context, images, self.name))
+        on_cpu = images.new_empty(0, device="cpu")
+        wanted = references_of(context, on_cpu, self.name)
+        references = self._embedded(wanted, images.device)
         image = self.tower.image_features(images)
         return (image @ references.to(image).T).mean(dim=-1).to(images)
 
-    def _embedded(self, references: Tensor) -> Tensor:
+    def _embedded(self, references: Tensor, device: torch.device) -> Tensor:
         if self.seen is None or not _same(self.seen[0], references):
             # Embeddings made in inference mode could not take part in a gradient later.
             with torch.inference_mode(False), torch.no_grad():
-                features = self.tower.image_features(references.clone())
+                features = self.tower.image_features(references.to(device, copy=True))
                 self.seen = (references, features.to("cpu", copy=True))
         return self.seen[1]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
-    return alike and torch.equal(a, b)
+    return (a.shape, a.dtype) == (b.shape, b.dtype) and torch.equal(a, b)
 
 
 def create(model: str, clip_vision: ImageTower | None, precision: str) -> Reward:

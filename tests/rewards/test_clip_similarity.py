@@ -102,6 +102,27 @@ def test_embedded_in_inference_mode_the_references_still_serve_a_gradient(
     assert torch.equal(scores.detach(), plain) and x.grad.abs().sum() > 0
 
 
+class DistantTower:
+    """It notes which device it is asked on; "meta" stands for a GPU."""
+
+    label, width, modules = "distant", 4, ()
+
+    def __init__(self):
+        self.devices = []
+
+    def image_features(self, images):
+        self.devices.append(images.device.type)
+        return torch.full((len(images), 4), 0.5)
+
+
+def test_references_are_embedded_on_the_pictures_device_and_kept_off_it(images, references):
+    tower = DistantTower()
+    reward = create("clip_similarity", clip_vision=tower)
+    reward.score(images.to("meta"), Context(references=references))
+    assert tower.devices == ["meta", "meta"]
+    assert [each.device.type for each in reward.seen] == ["cpu", "cpu"]
+
+
 def test_the_references_take_no_gradient(reward, images, references):
     references.requires_grad_(True)
     reward.score(images.requires_grad_(True), Context(references=references)).sum().backward()
