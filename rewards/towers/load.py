@@ -9,6 +9,7 @@ from .folder import OPEN_CLIP_CONFIG, existing, look_into
 from .open_clip_tower import load_open_clip_file, load_open_clip_folder, open_clip_weights
 from .precision import dtype_of
 from .protocols import ImageTextTower, ImageTower
+from .reading import reading
 from .transformers_tower import load_image, load_image_text
 
 
@@ -22,13 +23,14 @@ def load_tower(path: Path, reward: str, precision: str = "auto") -> ImageTextTow
     if path.is_file():
         return load_open_clip_file(path, reward, precision)
     path = existing(path, reward)
-    if is_open_clip(path):
-        weights = open_clip_weights(path, reward)
-        key = ("open_clip folder", *stamps([weights, *sorted(path.glob("*.json"))]), dtype)
-        return once(key, lambda: load_open_clip_folder(path, weights, dtype, reward))
-    folder = look_into(path, reward, text=True)
-    key = ("whole", *stamps(folder.files), dtype)
-    return once(key, lambda: load_image_text(folder, dtype, reward))
+    with reading(path, reward):
+        if is_open_clip(path):
+            weights = open_clip_weights(path, reward)
+            key = ("open_clip folder", *stamps([weights, *sorted(path.glob("*.json"))]), dtype)
+            return once(key, lambda: load_open_clip_folder(path, weights, dtype, reward))
+        folder = look_into(path, reward, text=True)
+        key = ("whole", *stamps(folder.files), dtype)
+        return once(key, lambda: load_image_text(folder, dtype, reward))
 
 
 def load_image_tower(path: Path, reward: str, precision: str = "auto") -> ImageTower:
@@ -39,10 +41,12 @@ def load_image_tower(path: Path, reward: str, precision: str = "auto") -> ImageT
     dtype = dtype_of(precision, reward)
     if path.is_file() or is_open_clip(path):
         return load_tower(path, reward, precision)
-    folder = look_into(existing(path, reward), reward, text=False)
-    marks = (*stamps(folder.files), dtype)
-    whole: ImageTower | None = kept(("whole", *marks))
-    return whole or once(("pictures", *marks), lambda: load_image(folder, dtype, reward))
+    path = existing(path, reward)
+    with reading(path, reward):
+        folder = look_into(path, reward, text=False)
+        marks = (*stamps(folder.files), dtype)
+        whole: ImageTower | None = kept(("whole", *marks))
+        return whole or once(("pictures", *marks), lambda: load_image(folder, dtype, reward))
 
 
 def is_open_clip(path: Path) -> bool:

@@ -13,6 +13,7 @@ from ..files.checkpoint import read_weights, wrong_checkpoint
 from .cache import once, stamps
 from .fill import filled
 from .lpips_layers import LAYOUTS, Layout, layers
+from .reading import reading
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 EXPECTED = (
@@ -64,15 +65,16 @@ def load_lpips(path: Path, reward: str) -> Lpips:
     Which network it is is read off the weights.
     """
     path = path.expanduser().resolve()
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    with reading(path, reward):
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         if not files:
             raise RewardError(
                 f"{reward}: {path} holds no weights ({', '.join(SUFFIXES)}). "
                 "Choose another model in Reward Loader, or put them there."
             )
-    return once(("lpips", *stamps(files)), lambda: _load(path, files, reward))
+        return once(("lpips", *stamps(files)), lambda: _load(path, files, reward))
 
 
 def _load(path: Path, files: list[Path], reward: str) -> Lpips:

@@ -16,6 +16,7 @@ from .cache import once, stamps
 from .mps_network import FIRST_CROSS, Mps, build
 from .precision import dtype_of, through
 from .preprocessing import clip_preprocessing, preprocess
+from .reading import reading
 from .texts import TextMemory, Tokenize, Tokens, warn_of_cut
 from .tokenizers import transformers_tokens
 from .tower import unit
@@ -90,8 +91,9 @@ def load_mps(folder: Path, reward: str, precision: str = "auto") -> MpsModel:
     dtype = dtype_of(precision, reward) or torch.float32
     folder = folder.expanduser().resolve()
     files = [_file(folder, WEIGHTS, reward), _file(folder, TOKENIZER, reward)]
-    key = (MpsModel, *stamps(files), dtype)
-    return once(key, lambda: _load(files[0], dtype, reward))
+    with reading(folder, reward):
+        key = (MpsModel, *stamps(files), dtype)
+        return once(key, lambda: _load(files[0], dtype, reward))
 
 
 def _file(folder: Path, names: tuple[str, ...], reward: str) -> Path:

@@ -18,6 +18,7 @@ from .cache import once, stamps
 from .folder import OPEN_CLIP_CONFIG, broken, missing_file, read_json
 from .precision import dtype_of
 from .preprocessing import Preprocessing, hps_preprocessing
+from .reading import reading
 from .texts import Tokenize
 from .tokenizers import BUNDLED_VOCABULARY, clip_tokens, open_clip_tokens
 from .tower import TextTower
@@ -62,7 +63,6 @@ def load_open_clip_folder(
         KeyError,
         TypeError,
         RuntimeError,
-        ImportError,
         pickle.UnpicklingError,
     ) as error:
         raise broken(weights, reward, error) from error
@@ -92,8 +92,9 @@ def load_open_clip_file(
             f"{reward}: there is no file {path}. "
             "Choose another model in Reward Loader, or put the file there."
         )
-    key = ("open_clip file", *stamps([path]), dtype, longest_side)
-    return once(key, lambda: _load_file(path, reward, dtype, longest_side))
+    with reading(path, reward):
+        key = ("open_clip file", *stamps([path]), dtype, longest_side)
+        return once(key, lambda: _load_file(path, reward, dtype, longest_side))
 
 
 def _load_file(path: Path, reward: str, dtype: torch.dtype | None, longest_side: bool) -> TextTower:

@@ -15,6 +15,7 @@ from ...files.checkpoint import read_weights, wrong_checkpoint
 from ..cache import once, stamps
 from ..precision import dtype_of, through
 from ..preprocessing import Preprocessing, preprocess
+from ..reading import reading
 from ..texts import TextMemory, warn_of_cut
 from .network import VISION, Blip, build
 from .tokens import FILES, load_tokenizer, tokenise
@@ -65,8 +66,9 @@ def load_image_reward(folder: Path, reward: str, precision: str = "auto") -> Ima
     weights = _file(folder, WEIGHTS, reward)
     config = _file(folder, (CONFIG,), reward)
     files = [weights, config, *(folder / name for name in FILES if (folder / name).is_file())]
-    key = (ImageRewardModel, *stamps(files), dtype)
-    return once(key, lambda: _load(weights, config, dtype, reward))
+    with reading(folder, reward):
+        key = (ImageRewardModel, *stamps(files), dtype)
+        return once(key, lambda: _load(weights, config, dtype, reward))
 
 
 def _file(folder: Path, names: tuple[str, ...], reward: str) -> Path:
