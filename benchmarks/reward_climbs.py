@@ -5,7 +5,8 @@
 DNO Sampler at its own defaults (with the probability regularizer) on the demo model, four prompts,
 more iterations than usual: 30, or 15 for the black boxes, whose gradient is probed. The demo judge
 is watched, never optimized. Writes benchmarks/results/reward_climbs.json, where rewards that are
-not asked for keep their numbers, and docs/rewards/NAME.jpg: the first pictures above the last.
+not asked for keep their numbers, docs/rewards/NAME.jpg, the first pictures above the last, and
+docs/rewards/reference.jpg, what the rewards with a reference compare with.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the demo model is too small for more
@@ -38,18 +40,21 @@ INPUTS: dict[str, dict[str, Any]] = {
 RESULTS = ROOT / "benchmarks" / "results" / "reward_climbs.json"
 PICTURES = ROOT / "docs" / "rewards"
 SHOWN = 128  # pixels of a picture on the page
+DRAWING = ("seed", "steps", "cfg", "scheduler", "denoise")
 
 
 def defaults() -> dict[str, Any]:
-    """What DNO Sampler's widgets hold when it is dragged in."""
+    """What DNO Sampler's widgets hold when it is dragged in, as far as they set the run."""
+    from comfyui_dno.nodes.request import Request
     from comfyui_dno.nodes.sampler_node import Sampler
 
+    settings = {*DRAWING, *(field.name for field in fields(Request))}
     info = Sampler.INPUT_TYPES()
     widgets = {**info["required"], **info.get("optional", {})}
     return {
         name: widget[1]["default"]
         for name, widget in widgets.items()
-        if len(widget) > 1 and "default" in widget[1]
+        if name in settings and len(widget) > 1 and "default" in widget[1]
     }
 
 
@@ -88,7 +93,7 @@ def climb(demo: Any, terms: tuple[Any, ...], iterations: int) -> Any:
         return [[torch.cat([row[0] for row in rows]), options]]
 
     chosen = {**defaults(), "seed": SEED, "steps": STEPS, "cfg": CFG, "iterations": iterations}
-    drawn = {name: chosen.pop(name) for name in ("seed", "steps", "cfg", "scheduler", "denoise")}
+    drawn = {name: chosen.pop(name) for name in DRAWING}
     with torch.inference_mode():
         (latent,) = nodes.EmptyLatentImage().generate(64, 64, len(PROMPTS))
         drawing = KSamplerDrawing(
@@ -129,11 +134,11 @@ def summary(trajectory: Any, terms: tuple[Any, Any]) -> dict[str, Any]:
     }
 
 
-def sheet(trajectory: Any) -> Image.Image:
-    """The first pictures in a row, below them the last."""
-    rows = [torch.cat(list(torch.as_tensor(trajectory.images[i])), dim=1) for i in (0, -1)]
-    picture = Image.fromarray(torch.cat(rows, dim=0).numpy())
-    return picture.resize((SHOWN * len(PROMPTS), SHOWN * 2), Image.Resampling.BICUBIC)
+def sheet(rows: Iterable[Any]) -> Image.Image:
+    """Rows of pictures uint8 [B, H, W, 3], enlarged, as one picture."""
+    joined = torch.cat([torch.cat(list(torch.as_tensor(row)), dim=1) for row in rows], dim=0)
+    height, width = (SHOWN * side // 64 for side in joined.shape[:2])
+    return Image.fromarray(joined.numpy()).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def main() -> None:
@@ -146,11 +151,15 @@ def main() -> None:
 
     demo = load_demo_model()
     reference = next(plain_samples([REFERENCE], 1, REFERENCE_SEED))[1].clone()
+    pixels = (reference * 255).to(torch.uint8).movedim(1, -1)
+    sheet([pixels]).save(PICTURES / "reference.jpg", quality=88)
     for name in arguments.only:
         terms = terms_of(name, reference)
         probed = not terms[0].reward.differentiable
         trajectory = climb(demo, terms, PROBED_ITERATIONS if probed else ITERATIONS)
-        sheet(trajectory).save(PICTURES / f"{name}.jpg", quality=88)
+        sheet([trajectory.images[0], trajectory.images[-1]]).save(
+            PICTURES / f"{name}.jpg", quality=88
+        )
         found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
         rewards = {**found.get("rewards", {}), name: summary(trajectory, terms)}
         result = {

@@ -121,7 +121,7 @@ def climb(name: str) -> str:
         for label, key in (("first", "first"), ("returned", "returned"), ("last", "last"))
     ]
     prompts = ", ".join(f'"{prompt}"' for prompt in result["prompts"])
-    reference = _spec(name).reference and f', reference a plain "{result["reference"]}"'
+    reference = _spec(name).reference and f', [reference](reference.jpg) "{result["reference"]}"'
     return (
         f"Our own run on the demo model: {prompts}{reference}; {found['iterations']} iterations at "
         f"DNO Sampler's defaults{inputs and ', '}{inputs}. Means of the four; gains in the scales "
@@ -168,19 +168,18 @@ def cost(name: str) -> str:
         for size, found in sizes.items()
     ]
     head = ("", "picture", "score", "score and gradient", "weights", "working memory")
+    network = any(item.kind == "model" for item in _spec(name).inputs)
+    random = "; published networks with random weights, which take the same time" if network else ""
     return (
-        "One picture in float32 on one thread of a CPU (`python benchmarks/rewards.py --full`; "
-        "published networks with random weights, which take the same time).\n\n" + table(head, rows)
+        "One picture in float32 on one thread of a CPU (`python benchmarks/rewards.py --full`"
+        f"{random}).\n\n" + table(head, rows)
     )
 
 
 def licence(name: str) -> str:
-    weights = _spec(name).licence
-    return (
-        f"The code is this pack's. The weights: {weights}."
-        if weights
-        else ("The code is this pack's; there are no weights.")
-    )
+    published = _spec(name).licence
+    own = "The code here is this pack's own"
+    return f"{own}. Of what was published: {published}." if published else f"{own}; no weights."
 
 
 BLOCKS: dict[str, Callable[[str], str]] = {
@@ -220,7 +219,9 @@ def _time(milliseconds: float) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else f"`{value}`" if value != "" else "empty"
+    if isinstance(value, (int, float)):
+        return f"{value:g}"
+    return f"`{value}`" if value else "empty"
 
 
 def _spec(name: str) -> Any:
