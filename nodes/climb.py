@@ -148,9 +148,11 @@ class _Follower:
                 progress.text("\n".join([*lines, "Paused."]))
                 progress.waited(self.session.wait(progress.call))
             reason = self.session.stop_reason or first_reason(rules, recorder.records) or ""
-            progress.text("\n".join([*lines, *(self._ending(reason) if reason else [])]))
             if reason:
+                progress.text("\n".join([*lines, *self._ending(reason)]))
                 return reason
+            if progress.previews:  # else the page has a panel, which says it already
+                progress.text("\n".join(lines))
         return ""
 
     def _ending(self, reason: str) -> list[str]:

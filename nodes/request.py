@@ -23,7 +23,10 @@ from .live.changes import Change, write_changes
 
 @dataclass(frozen=True)
 class Request:
-    """What DNO Sampler was asked for; the names are those of its inputs."""
+    """What DNO Sampler was asked for; the names are those of its inputs.
+
+    node_id: of the node in its graph. workflow: id of that graph, which tells equal node ids apart.
+    """
 
     drawing: Drawing
     latent: dict[str, Any]
@@ -46,6 +49,7 @@ class Request:
     changes: str = ""
     resume: Trajectory | None = None
     node_id: str | None = None
+    workflow: str | None = None
 
     @property
     def model(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -9,7 +10,7 @@ from comfy_api.latest import io, ui
 
 from ..dno_core import OPTIMIZERS
 from ..rewards.heartbeat import beating
-from .live.metadata import CHANGES, record_changes
+from .live.metadata import CHANGES, record_changes, workflow_id
 from .optimization import run
 from .report import summary
 from .request import Request
@@ -19,7 +20,7 @@ from .types import ESTIMATOR, REGULARIZER, REWARD, STOP, TRAJECTORY
 def run_node(cls: Any, request: Request) -> io.NodeOutput:
     """Run the request for a node of class `cls`; its outputs, and what the node shows."""
     with beating(comfy.model_management.throw_exception_if_processing_interrupted):
-        result = run(request)
+        result = run(replace(request, workflow=workflow_id(cls.hidden.extra_pnginfo)))
     changes = result.trajectory.meta.get("changes", "")
     if changes and request.node_id is not None:
         hidden = cls.hidden

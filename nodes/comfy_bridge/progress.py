@@ -27,7 +27,7 @@ class Progress:
 
     def __init__(self, node_id: str | None, previews: bool = True) -> None:
         self.checks: tuple[Callable[[], None], ...] = ()
-        self._previews = previews
+        self.previews = previews
         self._node_id = node_id
         self._bar: Any = None
         self._done = 0.0
@@ -78,7 +78,7 @@ class Progress:
 
     def show(self, images: Tensor) -> None:
         """Send uint8 images [B,H,W,3] as the preview: a strip of at most four."""
-        if self._bar is not None and self._previews:
+        if self._bar is not None and self.previews:
             preview = ("JPEG", strip(images), PREVIEW_SIZE)
             self._bar.update_absolute(min(int(self._done), int(self._total)), None, preview)
 

@@ -33,6 +33,13 @@ def record_changes(
         extra["workflow"] = workflow
 
 
+def workflow_id(extra: dict[str, Any] | None) -> str | None:
+    """The id of the graph that was queued, where a page queued one."""
+    workflow = (extra or {}).get("workflow")
+    found = workflow.get("id") if isinstance(workflow, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def _find(workflow: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
     """The node of a path such as 12:7, node 7 in the subgraph that node 12 is an instance of."""
     subgraphs = workflow.get("definitions", {}).get("subgraphs", [])

@@ -53,11 +53,13 @@ class Session:
         settings: Settings,
         send: Send,
         changes: Sequence[Change] = (),
+        workflow: str | None = None,
     ) -> None:
         self.id = uuid.uuid4().hex
         self.node = node
         self.prompt_id = prompt_id
         self.client = client
+        self.workflow = workflow
         self._terms = tuple(terms)
         self._planned = planned
         self._base = settings
@@ -236,6 +238,7 @@ class Session:
     def _head(self) -> dict[str, Any]:
         return {
             **self._name(),
+            "workflow": self.workflow,
             "state": self._state,
             "reason": self._reason,
             "planned": self._planned,

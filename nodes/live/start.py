@@ -37,6 +37,7 @@ def open_session(
         settings,
         send,
         changes_to_repeat(request, terms),
+        request.workflow,
     )
     sessions.add(session)
     session.begin(recorder.images, recorder.records)

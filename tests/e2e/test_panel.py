@@ -204,6 +204,24 @@ def test_a_cancelled_run_and_a_failed_node_leave_a_panel_that_works(server: Comf
         assert page.panel().get_attribute("data-session") == page.events("dno.step")[-1]["session"]
 
 
+def test_a_run_is_not_shown_on_another_workflow_whose_node_has_the_same_number(
+    server: ComfyServer,
+) -> None:
+    with open_panel_page(server, vue_nodes=False) as page:
+        page.load("first_light", iterations=LONG)
+        page.queue()
+        page.wait_iteration(1)
+        page.load("two_rewards")
+        node, session = page.wait_event("dno.step")["node"], page.events("dno.step")[0]["session"]
+        assert page.page.evaluate("() => String(dno.named('DNO_Sampler')[0].id)") == node
+        assert page.panel().get_attribute("data-state") == "idle"
+        page.load("first_light")
+        page.wait_state("running")
+        assert page.panel().get_attribute("data-session") == session
+        page.page.evaluate("() => window.app.api.interrupt()")
+        page.wait_state("cancelled")
+
+
 def test_two_samplers_do_not_mix_and_a_removed_one_stops_asking(server: ComfyServer) -> None:
     with open_panel_page(server, vue_nodes=True) as page:
         page.load("first_light", iterations=LONG)
