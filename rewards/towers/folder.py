@@ -104,6 +104,11 @@ def _check_kind(path: Path, config: dict[str, Any], reward: str, text: bool) -> 
         )
     if kind == "siglip2" and "num_patches" in config.get("vision_config", {}):
         raise _unfit(path, "a SigLIP 2 for pictures of any shape (NaFlex)", reward)
+    if config.get("vision_config", config).get("vision_use_head") is False:
+        raise RewardError(
+            f"{reward}: {path} holds a SigLIP without the layer that makes one embedding of a "
+            "picture. Choose the whole SigLIP in Reward Loader."
+        )
     if kind in (*_WITH_TEXT, *_PICTURES_ONLY):
         return
     if "_class_name" in config:

@@ -337,6 +337,15 @@ def test_another_model_is_told_by_what_it_looks_like(own_clip, config, found):
         load_tower(own_clip, "test")
 
 
+def test_a_siglip_without_its_pooling_is_refused(clip_factory, tmp_path):
+    folder = clip_factory.write_siglip_vision(tmp_path / "headless")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["vision_use_head"] = False
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(RewardError, match="without the layer that makes one embedding"):
+        load_image_tower(folder, "test")
+
+
 def test_a_whole_pipeline_is_told_by_what_it_looks_like(tmp_path):
     (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
     with pytest.raises(RewardError, match="looks like a whole diffusers pipeline"):
