@@ -60,10 +60,11 @@ def climb(demo: Any, term: Term, prompts: tuple[str, ...] = PROMPTS, **changed: 
 
     from comfyui_dno.nodes.drawing import KSamplerDrawing
     from comfyui_dno.nodes.optimization import run
+    from comfyui_dno.nodes.presets import with_preset
     from comfyui_dno.nodes.request import Request
 
     model, clip, vae = demo
-    settings = {**defaults(), "seed": SEED, "steps": 10, "cfg": 3.0, **changed}
+    settings = with_preset({**defaults(), "seed": SEED, "steps": 10, "cfg": 3.0, **changed})
     with torch.inference_mode():
         (latent,) = nodes.EmptyLatentImage().generate(64, 64, len(prompts))
         parts = {
