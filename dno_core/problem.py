@@ -99,7 +99,7 @@ class Problem:
                     part = objective([term.info], score[None], [weight]).sum()
                     gradient += _slope(part, leaf, term.reward.name)
             _require_finite(score, f"The score of '{term.reward.name}'")
-            scores.append(score.detach().float())
+            scores.append(score.detach().float().to(image.device))
         stacked = torch.stack(scores)
         return stacked, objective(self.infos, stacked, weights), gradient
 
@@ -109,7 +109,12 @@ class Problem:
         return self.noise_map.pull(z, evaluation.path, v)
 
 
-def _require_one_score_an_image(score: Tensor, images: int, name: str) -> None:
+def _require_one_score_an_image(score: object, images: int, name: str) -> None:
+    if not isinstance(score, Tensor):
+        raise TypeError(
+            f"The reward '{name}' gave {type(score).__name__}, not a tensor. "
+            f"Make it return one score an image: a tensor of shape [{images}]."
+        )
     if score.shape != (images,):
         raise ValueError(
             f"The reward '{name}' gave a tensor of shape {list(score.shape)} for {images} images. "

@@ -33,7 +33,7 @@ def download(source: Source, root: Path, report: Report, patience: Patience | No
     files = places(source, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _alone(root / f".{source.name}.lock"):
+        with _alone(root / f".{source.name.replace('/', '.')}.lock"):
             progress = _Progress(files, report)
             for file, place in files:
                 if not is_there(place):

@@ -118,6 +118,8 @@ class Stream:
             self._put(Refused(f"the address is not valid ({_reason(error)})"))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             self._put(Passing(_reason(error)))
+        except ValueError as error:  # of urlsplit
+            self._put(Refused(f"the address is not valid ({_reason(error)})"))
         except Exception as error:
             self._put(error)
 
@@ -164,8 +166,9 @@ def _open(session: Any, url: str, headers: dict[str, str], patience: Patience) -
 
 def _invalid() -> tuple[type[Exception], ...]:
     from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema
+    from urllib3.exceptions import LocationValueError
 
-    return InvalidSchema, InvalidURL, MissingSchema
+    return InvalidSchema, InvalidURL, MissingSchema, LocationValueError
 
 
 def _body(raw: Any) -> Iterator[bytes]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from core_models import FakeReward, red, small_noise, small_problem, wave
 
-from comfyui_dno.dno_core import NonFinite, Term, objective, weights_of
+from comfyui_dno.dno_core import NonFinite, Problem, Term, objective, weights_of
 
 
 def test_goals_weights_and_scales_make_the_objective() -> None:
@@ -102,6 +103,29 @@ def test_a_reward_that_does_not_give_one_score_an_image_is_named(shape: tuple[in
     odd = Term(FakeReward(lambda images: images.mean() * torch.ones(shape), name="odd"))
     with pytest.raises(ValueError, match="'odd' gave a tensor of shape .* for 2 images"):
         small_problem(terms=(odd,)).evaluate(small_noise(), (1.0,), differentiate=True)
+
+
+@pytest.mark.parametrize("scores", [[0.5, 0.5], np.array([0.5, 0.5]), 0.5])
+def test_a_reward_that_gives_no_tensor_is_named(scores: object) -> None:
+    odd = Term(FakeReward(lambda images: scores, name="odd", differentiable=False))
+    with pytest.raises(TypeError, match="'odd' gave .*, not a tensor. Make it return one score"):
+        small_problem(terms=(odd,)).evaluate(small_noise(), (1.0,))
+
+
+def test_a_black_box_may_count_in_whole_numbers() -> None:
+    count = FakeReward(lambda images: torch.tensor([3, 4]), differentiable=False)
+    evaluation = small_problem(terms=(Term(count),)).evaluate(small_noise(), (1.0,))
+    assert torch.equal(evaluation.scores, torch.tensor([[3.0, 4.0]]))
+
+
+@pytest.mark.gpu
+def test_a_black_box_may_answer_on_the_cpu_while_the_run_is_on_the_gpu() -> None:
+    count = FakeReward(lambda images: torch.tensor([3, 4]), differentiable=False)
+    problem = Problem(None, None, (Term(count), Term(FakeReward(red))))  # type: ignore[arg-type]
+    images = torch.rand(2, 3, 4, 4, device="cuda")
+    scores, total, gradient = problem.score(images, (1.0, 1.0), differentiate=True)
+    assert (scores.device, total.device) == (images.device, images.device)
+    assert gradient is not None and bool(gradient.any())
 
 
 def test_an_unknown_goal_is_refused() -> None:

@@ -379,6 +379,25 @@ def test_a_redirect_from_https_to_http_is_refused(monkeypatch: pytest.MonkeyPatc
     assert asked == ["https://127.0.0.1/m.pt"]
 
 
+@pytest.mark.parametrize("location", ["http://[::", "http://a..b/model.pt"])
+def test_a_redirect_to_what_is_no_address_is_refused(
+    server: FileServer, tmp_path: Path, location: str
+) -> None:
+    url = server.serve("/model.pt", b"", location=location)
+    with pytest.raises(RewardError, match="the address is not valid.*get model.pt by hand"):
+        fetch_model(model(url), tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_a_model_below_a_folder_of_its_own_maker_arrives_there(
+    server: FileServer, tmp_path: Path
+) -> None:
+    file = RemoteFile(server.serve("/model.pt", BODY))
+    source = Source("maker/model.pt", (file,), "MIT", "https://example.org/model")
+    assert fetch_model(source, tmp_path) == tmp_path / "maker" / "model.pt"
+    assert (tmp_path / "maker" / "model.pt").read_bytes() == BODY
+
+
 def test_redirects_in_circles_end(server: FileServer, tmp_path: Path) -> None:
     url = server.serve("/m.pt", b"", location=server.url("/m.pt"))
     with pytest.raises(RewardError, match="in circles"):
