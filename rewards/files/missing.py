@@ -50,6 +50,11 @@ def choice_source(text: str, sources: Iterable[Source]) -> Source | None:
 
 def missing(source: Source | None, name: str, folder: Path, reward: str) -> RewardError:
     """The error for a model that is not (wholly) in `folder`: what to do, and where it is from."""
+    if not name:
+        return RewardError(
+            f"{reward}: there is no model for it in {folder}. Put one there and press R in ComfyUI "
+            "to have it listed in the model widget of Reward Loader."
+        )
     if source is None:
         return RewardError(
             f"{reward}: {name} is not in {folder}. "

@@ -186,3 +186,11 @@ def test_a_missing_file_of_the_users_own_gives_name_and_folder(tmp_path: Path) -
         f"HPS v2: mine.pt is not in {tmp_path}. "
         "Put it there, or choose another one in the model widget of Reward Loader."
     )
+
+
+def test_a_reward_for_which_no_model_is_there_to_choose_says_where_to_put_one(
+    tmp_path: Path,
+) -> None:
+    assert str(missing(None, "", tmp_path, "Faces")).startswith(
+        f"Faces: there is no model for it in {tmp_path}. Put one there"
+    )
