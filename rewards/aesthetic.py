@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from .affine_head import HeadReward, fold, layers_in, tower_for
-from .base import Input, Reward, Spec
+from .base import PRECISION, Input, Reward, Spec
 from .files.catalogue import CLIP_B32, CLIP_L14, LAION_V1, LAION_V2
 from .files.checkpoint import read_weights, wrong_checkpoint
 from .towers.kinship import unlike_openai_clip
@@ -94,14 +94,7 @@ SPEC = Spec(
             "A CLIP_VISION you have already, in place of the model above: connect Load CLIP Vision "
             "with OpenAI's ViT-L/14. Usually left free.",
         ),
-        Input(
-            "precision",
-            "precision",
-            "auto",
-            "The number format of the tower. auto is right for most; choose float32 when points "
-            "have to agree with published ones to the third digit, float16 to save memory.",
-            advanced=True,
-        ),
+        PRECISION,
     ),
     group="taste",
     scale_source="published: a normal fit to LAION's counts of scored web pictures (v2: 600 M of "

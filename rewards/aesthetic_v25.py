@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .affine_head import HeadReward, fold, layers_in, tower_for
-from .base import Input, Reward, Spec
+from .base import PRECISION, Input, Reward, Spec
 from .files.catalogue import AESTHETIC_V25, SIGLIP_SO400M
 from .files.checkpoint import read_weights, wrong_checkpoint
 
@@ -53,14 +53,7 @@ SPEC = Spec(
             folders=True,
             sources=(SIGLIP_SO400M,),
         ),
-        Input(
-            "precision",
-            "precision",
-            "auto",
-            "The number format of the tower. auto is right for most; choose float32 when points "
-            "have to agree with published ones to the third digit, float16 to save memory.",
-            advanced=True,
-        ),
+        PRECISION,
     ),
     group="taste",
     scale_source="estimated: no spread is published; the norm of the head's folded weights x the "

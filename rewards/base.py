@@ -100,6 +100,17 @@ class Input:
     sources: tuple[Source, ...] = ()
 
 
+PRECISION = Input(
+    "precision",
+    "precision",
+    "auto",
+    "The number format the model computes in. auto follows ComfyUI; float32 takes twice the memory "
+    "and agrees with published scores to the last digit; bfloat16 is the coarsest.",
+    advanced=True,
+)
+"""Of every reward with a network; in Reward Loader it is one widget for all of them."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """A reward's entry in the registry: every reward file has one, named SPEC.

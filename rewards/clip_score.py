@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .base import Context, Input, Reward, Spec, check_images, clamp_straight_through
+from .base import PRECISION, Context, Input, Reward, Spec, check_images, clamp_straight_through
 from .files.catalogue import CLIP_B32, CLIP_L14, SIGLIP_SO400M
 from .towers.load import load_tower
 from .towers.protocols import ImageTextTower
@@ -94,15 +94,7 @@ SPEC = Spec(
             "it for drawings ('A drawing of ') or other languages; leave it empty for none.",
             advanced=True,
         ),
-        Input(
-            "precision",
-            "precision",
-            AUTO,
-            "The numbers the model computes with. auto: what ComfyUI would choose here. float32 "
-            "is exact and takes twice the memory; float16 and bfloat16 are faster on most GPUs "
-            "and score within a hundredth.",
-            advanced=True,
-        ),
+        PRECISION,
     ),
     prompt="The text the picture should show. Wire the same text into CLIP Text Encode and here; "
     "CONDITIONING cannot be read back.",

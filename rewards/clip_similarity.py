@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .base import Context, Input, Reward, Spec, check_images
+from .base import PRECISION, Context, Input, Reward, Spec, check_images
 from .clip_score import DEMO_FOLDERS, DEMO_JUDGE, DEMO_REWARD
 from .files.catalogue import CLIP_B32, CLIP_L14, SIGLIP_SO400M
 from .references import references_of
@@ -98,14 +98,7 @@ SPEC = Spec(
             "with any CLIP, for example the ViT-H of your IP-Adapter. ComfyUI's SigLIP has no "
             "embedding of the whole picture; choose its folder above instead.",
         ),
-        Input(
-            "precision",
-            "precision",
-            "auto",
-            "The number format of the tower. auto is right for most; choose float32 to compare "
-            "scores between machines, float16 to save memory.",
-            advanced=True,
-        ),
+        PRECISION,
     ),
     reference="One picture or a batch of them that the result should be like. A batch pulls "
     "towards what its pictures have in common; one to four are usual.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .base import Input, Reward, RewardError, Spec
+from .base import PRECISION, Input, Reward, RewardError, Spec
 from .files.catalogue import HPS_V2, HPS_V21
 from .preference import PreferenceReward, refuse_other_tower
 from .towers.open_clip_tower import load_open_clip_file
@@ -63,15 +63,7 @@ SPEC = Spec(
             choices=(AUTO, *SCALES),
             advanced=True,
         ),
-        Input(
-            "precision",
-            "precision",
-            "auto",
-            "The number format of the model. auto is right for most; choose float32 when scores "
-            "have to agree with published ones to the fourth digit, float16 to save memory. "
-            "bfloat16 is coarse beside the small spread of this score.",
-            advanced=True,
-        ),
+        PRECISION,
     ),
     prompt="The text the picture should show. Wire the same text into CLIP Text Encode and here; "
     "CONDITIONING cannot be read back. Scores of different prompts cannot be compared.",

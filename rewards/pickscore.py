@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import Input, Reward, Spec
+from .base import PRECISION, Input, Reward, Spec
 from .files.catalogue import PICKSCORE
 from .preference import PreferenceReward, refuse_other_tower
 from .towers.load import load_tower
@@ -37,14 +37,7 @@ SPEC = Spec(
             folders=True,
             sources=(PICKSCORE,),
         ),
-        Input(
-            "precision",
-            "precision",
-            "auto",
-            "The number format of the model. auto is right for most; choose float32 when scores "
-            "have to agree with published ones to the second digit, float16 to save memory.",
-            advanced=True,
-        ),
+        PRECISION,
     ),
     prompt="The text the picture should show. Wire the same text into CLIP Text Encode and here; "
     "CONDITIONING cannot be read back. PickScore was trained on prompts as people type them.",
