@@ -31,7 +31,7 @@ from .comfy_bridge.progress import Progress
 from .live.session import Session, Stopped
 from .live.start import open_session
 from .pace import first_settings, settings_of, stop_rules
-from .recovery import keep_cancelled
+from .recovery import keep_best
 from .report import failure_line, status_line
 from .request import Request, meta
 from .resume import checks_gradient
@@ -97,11 +97,12 @@ def climb(
         except Stopped:
             reason = session.stop_reason
         except comfy.model_management.InterruptProcessingException:
-            _keep(finish, recorder, request)
+            _keep(finish, recorder, request, "cancelled")
             raise
-        except (RuntimeError, MemoryError, OSError) as error:
+        except Exception as error:
             survivable = isinstance(error, (NonFinite, OSError)) or is_out_of_memory(error)
             if not (survivable and recorder.records):
+                _keep(finish, recorder, request, "failed")
                 raise
             reason = failure_line(error, len(recorder.records))
             failures = (reason,)
@@ -160,13 +161,18 @@ class _Follower:
         return [*([begun] if self.seeds else []), f"Ended: {reason}."]
 
 
-def _keep(finish: Callable[[str], Trajectory], recorder: Recorder, request: Request) -> None:
-    """After a cancel: what was won stays on the node. A failure in it must not hide the cancel."""
+def _keep(
+    finish: Callable[[str], Trajectory], recorder: Recorder, request: Request, what: str
+) -> None:
+    """After a cancel or an error: what was won stays on the node.
+
+    A failure in it must not hide the first one.
+    """
     try:
         if recorder.records:
-            keep_cancelled(finish("cancelled"), request.node_id)
+            keep_best(finish(what), request.node_id, what)
     except Exception:
-        log.exception("The best picture of the cancelled run could not be kept")
+        log.exception("The best picture of the %s run could not be kept", what)
 
 
 def _remarks(iteration: Iteration) -> list[str]:

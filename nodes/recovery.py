@@ -1,4 +1,4 @@
-"""After a cancel: the best picture stays on the node."""
+"""After a cancel or a failure: the best picture stays on the node."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .comfy_bridge.progress import prompt_server, send_text
 log = logging.getLogger("dno")
 
 
-def keep_cancelled(trajectory: Trajectory, node_id: str | None) -> list[str]:
-    """Save the best image of a cancelled run to the temp folder and show it on its node.
+def keep_best(trajectory: Trajectory, node_id: str | None, what: str) -> list[str]:
+    """Save the best image of a run without a result to the temp folder, and show it on its node.
 
-    Returns the file names, one an image of the batch.
+    `what` happened to it: "cancelled" or "failed". Returns the file names, one an image.
     """
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     images = trajectory.take(trajectory.images, trajectory.best)
     names = []
     for image in images:
-        name = f"dno_cancelled_{uuid.uuid4().hex[:12]}.png"
+        name = f"dno_{what}_{uuid.uuid4().hex[:12]}.png"
         Image.fromarray(image.numpy()).save(folder / name)
         names.append(name)
-    log.info("cancelled; the best so far is in %s: %s", folder, ", ".join(names))
+    log.info("%s; the best so far is in %s: %s", what, folder, ", ".join(names))
     server = prompt_server()
     if server is not None and node_id is not None:
         shown = [{"filename": name, "subfolder": "", "type": "temp"} for name in names]
@@ -40,5 +40,6 @@ def keep_cancelled(trajectory: Trajectory, node_id: str | None) -> list[str]:
         }
         server.send_sync("executed", message, server.client_id)
         best = ", ".join(str(i) for i in sorted(set(trajectory.best)))
-        send_text(f"Cancelled. The best so far (iteration {best}) is kept on this node.", node_id)
+        line = f"{what.capitalize()}. The best so far (iteration {best}) is kept on this node."
+        send_text(line, node_id)
     return names

@@ -137,8 +137,8 @@ def test_the_progress_bar_is_full_when_the_run_is_done(
     made: list[Progress] = []
 
     class Kept(Progress):
-        def __init__(self, node_id: str | None) -> None:
-            super().__init__(node_id)
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
             made.append(self)
 
     monkeypatch.setattr(optimization, "Progress", Kept)

@@ -72,17 +72,23 @@ def another_error(out: Tensor) -> Tensor:
     raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
-def test_any_other_error_is_an_error_at_every_iteration() -> None:
+def test_any_other_error_is_an_error_at_every_iteration_and_the_best_picture_is_kept() -> None:
     from comfyui_dno.nodes import optimization
 
+    before = set(kept_pictures("failed"))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         optimization.run(sabotaged(2 * ITERATION, another_error)[0])
+    (picture,) = set(kept_pictures("failed")) - before
+    picture.unlink()
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        optimization.run(sabotaged(0, another_error)[0])
+    assert set(kept_pictures("failed")) == before, "nothing was there to be kept"
 
 
-def cancelled_pictures() -> list[Path]:
+def kept_pictures(what: str) -> list[Path]:
     import folder_paths
 
-    return list(Path(folder_paths.get_temp_directory()).glob("dno_cancelled_*.png"))
+    return list(Path(folder_paths.get_temp_directory()).glob(f"dno_{what}_*.png"))
 
 
 @pytest.mark.parametrize("call", [0, 1, 4, ITERATION + 1, ITERATION + 5, 2 * ITERATION])
@@ -91,13 +97,13 @@ def test_a_cancel_acts_before_the_next_denoiser_call(call: int) -> None:
 
     from comfyui_dno.nodes import optimization
 
-    before = set(cancelled_pictures())
+    before = set(kept_pictures("cancelled"))
     asked, calls = sabotaged(call, interrupt)
     with pytest.raises(management.InterruptProcessingException):
         optimization.run(asked)
     assert calls.count == call + 1
     assert not management.in_training
-    kept = set(cancelled_pictures()) - before
+    kept = set(kept_pictures("cancelled")) - before
     # iteration 0 is there to be kept once its forward pass was decoded and scored
     assert len(kept) == (1 if call >= CALLS else 0)
     for picture in kept:
@@ -157,11 +163,11 @@ def test_the_kept_picture_is_the_best_one() -> None:
 
     from comfyui_dno.nodes import optimization
 
-    before = set(cancelled_pictures())
+    before = set(kept_pictures("cancelled"))
     asked, calls = sabotaged(2 * ITERATION, interrupt)
     with pytest.raises(management.InterruptProcessingException):
         optimization.run(asked)
-    (picture,) = set(cancelled_pictures()) - before
+    (picture,) = set(kept_pictures("cancelled")) - before
     calls.at, calls.count = -1, 0
     full = optimization.run(asked).trajectory
     best = max((0, 1), key=lambda index: full.records[index].scores[0][0])
