@@ -44,6 +44,21 @@ SECOND_SAMPLER = """(seed) => {
 
 
 @BOTH
+def test_a_template_is_opened_from_the_templates_dialog_and_carries_a_panel(
+    server: ComfyServer, vue_nodes: bool
+) -> None:
+    with open_panel_page(server, vue_nodes) as page:
+        browse = "window.app.extensionManager.command.execute('Comfy.BrowseTemplates')"
+        page.page.evaluate(f"() => {{ {browse} }}")
+        page.page.get_by_role("dialog").get_by_text("direct-noise-optimization").first.click()
+        page.page.get_by_test_id("template-workflow-first_light").click()
+        page.page.wait_for_function(
+            "() => window.app.graph.nodes.some((node) => node.type === 'DNO_Sampler')"
+        )
+        expect(page.page.locator(".dno-panel")).to_have_count(1)
+
+
+@BOTH
 def test_a_run_is_watched_changed_paused_resumed_and_stopped(
     server: ComfyServer, vue_nodes: bool
 ) -> None:
