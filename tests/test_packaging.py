@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pathspec
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("dno_core", "rewards", "nodes")
@@ -56,12 +57,14 @@ def test_the_wheel_holds_every_room_under_one_import_package(wheel: Path) -> Non
         assert not missing, missing
 
 
-def test_the_wheel_holds_the_demo_model_the_web_files_and_the_workflows(wheel: Path) -> None:
+def test_the_wheel_holds_the_demo_model_the_web_files_the_workflows_and_the_texts(
+    wheel: Path,
+) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = [
         name
         for name in tracked_files()
-        if name.startswith(("web/", "workflows/"))
+        if name.startswith(("web/", "workflows/", "locales/", "icon.png"))
         or re.match(r"demo/(tokenizer/|reward/|judge/|licenses/|[^/]*\.(safetensors|md)$)", name)
     ]
     assert wanted
@@ -135,10 +138,30 @@ def test_the_published_archive_holds_what_runs_and_nothing_else() -> None:
     kept = [name for name in tracked_files() if not ignore.match_file(name)]
     for wanted in ("__init__.py", "pyproject.toml", "LICENSE", "README.md", "demo/NOTICES.md"):
         assert wanted in kept
-    for room in (*ROOMS, "web", "workflows", "demo/reward", "demo/judge", "demo/tokenizer"):
+    rooms = (*ROOMS, "web/docs/pictures", "workflows", "locales/en", "docs/rewards")
+    for room in (*rooms, "demo/reward", "demo/judge", "demo/tokenizer"):
         assert any(name.startswith(room + "/") for name in kept), room
-    unwanted = re.compile(r"^(run\.py|launcher/|tools/|tests/|benchmarks/|demo/training/|\.)")
+    unwanted = re.compile(
+        r"^(run\.py|launcher/|tools/|tests/|benchmarks/|demo/training/|docs/experiments/|\.)"
+    )
     assert not [name for name in kept if unwanted.match(name)]
+
+
+def test_the_pictures_of_the_help_pages_are_small() -> None:
+    pictures = [ROOT / name for name in tracked_files() if name.startswith("web/docs/pictures/")]
+    assert sum(picture.stat().st_size for picture in pictures) < 1_500_000
+
+
+def test_the_registry_s_security_rules_find_nothing() -> None:
+    """What `comfy node validate` runs before a release is published."""
+    rules = ["--select", "S102,S307,E702", "--no-cache", "--ignore-noqa"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", ".", "-q", *rules],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
 
 
 def test_no_requirement_replaces_the_users_torch() -> None:
@@ -155,8 +178,13 @@ def test_the_registry_entry_is_complete() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'name = "direct-noise-optimization"' in text
     assert re.search(r'^version = "\d+\.\d+\.\d+"$', text, re.MULTILINE)
-    for key in ("PublisherId", "DisplayName", "requires-comfyui"):
+    for key in ("PublisherId", "DisplayName", "Icon", "requires-comfyui"):
         assert re.search(rf'^{key} = ".+"$', text, re.MULTILINE), key
+    repository = re.search(r'^Repository = "https://github.com/(.+)"$', text, re.MULTILINE)
+    icon = re.search(r'^Icon = "https://raw.githubusercontent.com/(.+)/main/(.+)"$', text, re.M)
+    assert repository and icon and icon[1] == repository[1]
+    with Image.open(ROOT / icon[2]) as picture:
+        assert picture.size == (400, 400)
 
 
 def test_python_files_are_ascii() -> None:
