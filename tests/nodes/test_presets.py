@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,3 +68,14 @@ def test_low_vram_needs_no_graph_of_the_model_and_keeps_a_connected_estimator(
 def test_an_unknown_preset_is_refused(presets: Any) -> None:
     with pytest.raises(ValueError, match="knows no preset 'turbo'. Use one of custom, fast"):
         presets.with_preset({"preset": "turbo"})
+
+
+def test_the_help_page_has_the_measured_numbers(presets: Any) -> None:
+    root = Path(__file__).parents[2]
+    path = root / "benchmarks" / "results" / "presets.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["presets"]
+    page = (root / "web" / "docs" / "DNO_Sampler.md").read_text(encoding="utf-8")
+    assert list(found) == list(presets.PRESETS)
+    for name, form in (("reward", ".2f"), ("forwards", "d")):
+        *first, last = (format(each[name], form) for each in found.values())
+        assert f"{', '.join(first)} and {last}" in page
