@@ -1,6 +1,7 @@
 // Builds a graph in ComfyUI's own page from a description, and returns what the page makes of it.
 async ({ nodes, groups }) => {
   const app = window.app, LiteGraph = window.LiteGraph
+  const MARGIN = 20, HEADINGS = 76 // a node's own heading lies above its pos
   app.graph.clear()
   const made = {}
   const settle = () => new Promise((done) => setTimeout(done, 60))
@@ -11,6 +12,7 @@ async ({ nodes, groups }) => {
     app.graph.add(node)
     node.pos = wanted.pos
     if (wanted.title) node.title = wanted.title
+    if (wanted.models.length > 0) node.properties.models = wanted.models
     await settle()
     for (const [name, value] of Object.entries(wanted.widgets)) {
       const widget = (node.widgets || []).find((w) => w.name === name)
@@ -42,10 +44,13 @@ async ({ nodes, groups }) => {
     const node = made[wanted.id], least = node.computeSize()
     node.setSize([Math.max(wanted.size[0], least[0]), Math.max(wanted.size[1], least[1])])
   }
-  for (const { title, bounding, color } of groups) {
+  for (const { title, members, color } of groups) {
     const group = new LiteGraph.LGraphGroup(title)
-    group.pos = bounding.slice(0, 2)
-    group.size = bounding.slice(2)
+    const boxes = members.map((id) => [...made[id].pos, ...made[id].size])
+    const left = Math.min(...boxes.map(([x]) => x)), right = Math.max(...boxes.map(([x, , w]) => x + w))
+    const top = Math.min(...boxes.map(([, y]) => y)), end = Math.max(...boxes.map(([, y, , h]) => y + h))
+    group.pos = [left - MARGIN, top - HEADINGS]
+    group.size = [right - left + 2 * MARGIN, end - top + HEADINGS + MARGIN]
     group.color = color
     app.graph.add(group)
   }

@@ -58,14 +58,14 @@ CASES: dict[str, tuple[str, dict[str, str], str]] = {
 }
 
 
-def write_wide_clip(folder: Path) -> None:
+def write_wide_clip(folder: Path, width: int = LAION_WIDTH, seed: int = 0) -> None:
     """A small CLIP whose embedding is as wide as that of the LAION heads' own."""
     clip_factory.write_clip(folder)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings["projection_dim"] = LAION_WIDTH
+    settings["projection_dim"] = width
     for half in ("text_config", "vision_config"):
-        settings[half]["projection_dim"] = LAION_WIDTH
-    torch.manual_seed(0)
+        settings[half]["projection_dim"] = width
+    torch.manual_seed(seed)
     model = CLIPModel(CLIPConfig(**settings))
     for parameter in model.parameters():
         if parameter.ndim > 1:
