@@ -26,7 +26,7 @@ from PIL import Image  # noqa: E402
 
 from comfyui_dno.launcher import comfyui  # noqa: E402
 from comfyui_dno.tests.harness import ComfyServer, failure, open_page, start_server  # noqa: E402
-from comfyui_dno.tools.workflows import checkpoint_graphs, demo_graphs  # noqa: E402
+from comfyui_dno.tools.workflows import demo_graphs, sd15_graphs, sdxl_graphs  # noqa: E402
 from comfyui_dno.tools.workflows.rehearsal import (  # noqa: E402
     needs_checkpoint,
     on_demo_model,
@@ -34,7 +34,7 @@ from comfyui_dno.tools.workflows.rehearsal import (  # noqa: E402
 )
 
 WORKFLOWS = ROOT / "workflows"
-GRAPHS = {**demo_graphs.GRAPHS, **checkpoint_graphs.GRAPHS}
+GRAPHS = {**demo_graphs.GRAPHS, **sd15_graphs.GRAPHS, **sdxl_graphs.GRAPHS}
 REHEARSED = {
     "sd15_aesthetic": ("penguin", 101),
     "sdxl_pickscore": ("butterfly", 101),
