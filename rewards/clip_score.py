@@ -55,13 +55,19 @@ class ClipScore:
         return clamp_straight_through(WEIGHT * cosine_scores(self.tower, images, texts), 0.0)
 
 
+def chosen_clip(model: str, reward: str) -> tuple[Path, str]:
+    """The folder that a model widget's value stands for, and the reward's name with that model."""
+    demo = DEMO_FOLDERS.get(model)
+    if demo is not None:
+        return Path(__file__).parent.parent / "demo" / demo, f"{reward} ({model})"
+    return Path(model), f"{reward} ({Path(model).name})"
+
+
 def create(model: str, template: str = AUTO, precision: str = AUTO) -> Reward:
     """model: "demo reward", "demo judge (held out)", or the folder of a CLIP or SigLIP."""
-    demo = DEMO_FOLDERS.get(model)
-    folder = Path(__file__).parent.parent / "demo" / demo if demo else Path(model)
-    name = f"{NAME} ({model if demo else folder.name})"
+    folder, name = chosen_clip(model, NAME)
     if template.strip().lower() == AUTO:
-        template = "" if demo else TEMPLATE
+        template = "" if model in DEMO_FOLDERS else TEMPLATE
     tower = load_tower(folder, name, precision)
     return ClipScore(tower, name, SCALES.get(model, OTHER_SCALE), template)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .base import PRECISION, Context, Input, Reward, Spec, check_images
-from .clip_score import DEMO_FOLDERS, DEMO_JUDGE, DEMO_REWARD
+from .clip_score import DEMO_JUDGE, DEMO_REWARD, chosen_clip
 from .files.catalogue import CLIP_B32, CLIP_L14, SIGLIP_SO400M
 from .references import references_of
 from .towers.load import load_image_tower
@@ -65,9 +64,7 @@ def create(model: str, clip_vision: ImageTower | None, precision: str) -> Reward
     """model: "demo reward", "demo judge (held out)", or the folder of a CLIP or SigLIP."""
     if clip_vision is not None:
         return ClipSimilarity(clip_vision, f"{NAME} (CLIP_VISION)", OTHER_SCALE)
-    demo = DEMO_FOLDERS.get(model)
-    folder = Path(__file__).parent.parent / "demo" / demo if demo else Path(model)
-    name = f"{NAME} ({model if demo else folder.name})"
+    folder, name = chosen_clip(model, NAME)
     tower = load_image_tower(folder, name, precision)
     return ClipSimilarity(tower, name, SCALES.get(model, OTHER_SCALE))
 
