@@ -76,13 +76,13 @@ def climb(
         def finish(reason: str) -> Trajectory:
             lights = lights_of_run(infos, recorder.records)
             checked = exact and recorder.records[-1].index > start
-            said = meta(request, seeds, checked, session.changes)
+            said = meta(request, seeds, checked, session.settle())
             return recorder.finish(reason, (*lights, *failures), said)
 
         iterations = optimize(
             problem,
             z,
-            settings_of(request, begun, lambda: session.changes),
+            settings_of(request, begun, session.changes_for),
             seed=request.seed,
             optimizer=request.optimizer,
             estimator=request.gradient_estimator,

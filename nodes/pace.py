@@ -24,12 +24,15 @@ def first_settings(request: Request, gamma: float, terms: Sequence[TermInfo]) ->
 
 
 def settings_of(
-    request: Request, first: Settings, changes: Callable[[], Sequence[Change]]
+    request: Request, first: Settings, changes: Callable[[int], Sequence[Change]]
 ) -> Callable[[int], Settings]:
-    """The settings of an iteration by its index: as changed so far, the rate on its schedule."""
+    """The settings of an iteration by its index: as changed so far, the rate on its schedule.
+
+    `changes` is asked with the index once for every iteration, as it begins.
+    """
 
     def settings_at(index: int) -> Settings:
-        held = settings_with(first, changes(), index)
+        held = settings_with(first, changes(index), index)
         rate = learning_rate_at(
             index, held.learning_rate, request.warmup, request.iterations, request.decay
         )

@@ -91,7 +91,7 @@ def meta(
         chosen["gradient_checked"] = True
     earlier = request.resume.meta if request.resume else {}
     return {
-        **earlier,
+        **{name: value for name, value in earlier.items() if name != "changes"},
         **request.drawing.meta,
         "eta": request.eta,
         "optimizer": request.optimizer,

@@ -8,6 +8,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -70,7 +71,9 @@ class Session:
         self._reason = ""
         self._paused = False
         self._stopping = False
+        self._settled = False
         self._told = False
+        self._begun = 0
         self._steps: list[dict[str, Any]] = []
         self._frames: Callable[[], Any] = lambda: None
         self._first = 0
@@ -79,6 +82,23 @@ class Session:
     def changes(self) -> tuple[Change, ...]:
         """All changes so far: those the run was given, and those made by hand."""
         with self._lock:
+            return tuple(self._changes)
+
+    def changes_for(self, index: int) -> tuple[Change, ...]:
+        """All changes so far, as iteration `index` begins; one made from now on comes after it."""
+        with self._lock:
+            self._begun = index
+            return tuple(self._changes)
+
+    def settle(self) -> tuple[Change, ...]:
+        """The run takes in no more iterations, and accepts nothing more. All its changes, a stop
+        where it took effect: an iteration may have come in after it was asked for."""
+        with self._lock:
+            self._settled = True
+            for place, each in enumerate(self._changes):
+                if each.stop and each.after < self.index:
+                    self._changes[place] = replace(each, after=self.index)
+            self._changes.sort(key=_after)
             return tuple(self._changes)
 
     @property
@@ -170,13 +190,15 @@ class Session:
         if pause is None and not values:
             raise ChangeError("Nothing was asked. Give pause, stop, learning_rate, gamma, weights.")
         with self._lock:
-            if not self.is_open:
+            if self._settled or not self.is_open:
                 raise Closed("This run has ended. Queue it again to change it.")
-            change = checked(values, max(self.index, 0), self._terms)
+            begun = self.index if values.get("stop") else self._begun
+            change = checked(values, max(self.index, begun, 0), self._terms)
             if pause is not None:
                 self._paused = pause
             if values:
                 self._changes.append(change)
+                self._changes.sort(key=_after)  # as they are read again
             self._stopping = self._stopping or change.stop is not None
         if values:
             self._tell("dno.changed", change.as_dict())
@@ -252,6 +274,10 @@ class Session:
 
     def _tell(self, event: str, data: dict[str, Any]) -> None:
         self._send(event, {**self._name(), **data})
+
+
+def _after(change: Change) -> int:
+    return change.after
 
 
 def _finite(value: Any) -> Any:

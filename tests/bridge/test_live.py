@@ -104,6 +104,26 @@ def test_a_change_holds_from_the_next_iteration_and_can_be_repeated(
     assert repeated.meta["changes"] == changed.meta["changes"]
 
 
+@pytest.mark.parametrize("call", [13, 16], ids=["on the way there", "on the way back"])
+def test_a_change_made_in_the_middle_of_an_iteration_is_repeated(open_page: Any, call: int) -> None:
+    page = open_page()
+
+    def change(out: Tensor) -> Tensor:
+        from comfyui_dno.nodes.live import sessions
+
+        sessions.get(page.events[-1][1]["session"]).control({"learning_rate": 0.1})
+        return out
+
+    made = asked(check_gradient=False)
+    calls = Calls(made.model, call, change)
+    drawing = dataclasses.replace(made.drawing, model=calls.model)
+    changed = run(dataclasses.replace(made, drawing=drawing))
+    rates = [record.settings.learning_rate for record in changed.records]
+    assert len(set(rates[:3])) == 1 and rates[-1] == 0.1
+    open_page()
+    assert same_run(run(asked(check_gradient=False, changes=changed.meta["changes"])), changed)
+
+
 @pytest.mark.parametrize("keep", ["best", "current"])
 def test_a_run_is_stopped_and_kept_as_asked(open_page: Any, keep: str) -> None:
     page = open_page(at(3, stop=keep))
@@ -214,6 +234,14 @@ def test_a_resumed_run_does_not_stop_where_it_was_stopped_before(open_page: Any)
     assert resumed.last == 4
     steps = [data["index"] for name, data in page.events if name == "dno.step"]
     assert steps == [2, 3, 4]
+
+
+def test_a_resumed_run_does_not_claim_the_changes_of_the_run_before(open_page: Any) -> None:
+    open_page(at(1, learning_rate=0.1))
+    first = run(asked(iterations=2))
+    open_page()
+    resumed = run(asked(resume=first, iterations=3))
+    assert "changes" in first.meta and "changes" not in resumed.meta
 
 
 def test_wrong_changes_are_refused_before_anything_is_run() -> None:

@@ -46,7 +46,7 @@ def test_the_schedule_of_the_learning_rate_starts_from_the_changed_one(live: Any
 
     request: Any = SimpleNamespace(warmup=0, iterations=10, decay="cosine")
     changed = [live.Change(4, learning_rate=0.1)]
-    at = settings_of(request, BASE, lambda: changed)
+    at = settings_of(request, BASE, lambda index: changed)
     assert at(4).learning_rate == learning_rate_at(4, 0.03, 0, 10, "cosine")
     assert at(5).learning_rate == learning_rate_at(5, 0.1, 0, 10, "cosine")
 

@@ -152,6 +152,28 @@ def test_a_change_is_accepted_told_and_kept(
     assert name == "dno.changed" and data["after"] == session.index
 
 
+def test_a_change_is_recorded_where_it_takes_effect(session: Any) -> None:
+    run = synthetic_run((BRIGHTNESS, WATCHED), count=4)
+    session.changes_for(3)  # iteration 3 has begun, with what was there
+    assert session.control({"learning_rate": 0.1})["after"] == 3
+    assert session.control({"stop": "current"})["after"] == 2
+    session.step(run.records[3], [0])  # it came in all the same
+    assert [(each.after, each.stop) for each in session.settle()] == [(3, "current"), (3, None)]
+    status, answer = post(f"/dno/sessions/{session.id}/control", {"stop": "best"})
+    assert status == 409 and "has ended" in answer["error"]
+
+
+def test_changes_hold_in_the_order_in_which_they_are_read_again(comfy: Any) -> None:
+    from comfyui_dno.nodes.live.changes import Change, read_changes, write_changes
+    from comfyui_dno.nodes.live.session import Session
+
+    given = [Change(8, learning_rate=0.2)]
+    made = Session("1", None, None, TERMS, 10, SETTINGS, lambda *_: None, given)
+    made.control({"learning_rate": 0.1})
+    assert [each.learning_rate for each in made.changes] == [0.1, 0.2]
+    assert read_changes(write_changes(made.changes), TERMS) == made.changes
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [

@@ -71,6 +71,7 @@ export function settingsAfter(session, index) {
   }
   return session.changes
     .filter((change) => change.after <= index)
+    .sort((a, b) => a.after - b.after)
     .reduce((held, { after, stop, ...values }) => ({ ...held, ...values }), start)
 }
 

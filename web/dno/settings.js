@@ -45,7 +45,7 @@ export function settingsView(ask) {
   }
 
   function setWeight(session, k, value) {
-    const { weights } = settingsAfter(session, Infinity)
+    const { weights } = settingsAfter(session, lastIndex(session) + 1)
     return ask({ weights: weights.map((weight, i) => (i === k ? value : weight)) })
   }
 
@@ -59,7 +59,7 @@ export function settingsView(ask) {
         built = key
       }
       const step = stepAt(session, cursor)
-      const now = settingsAfter(session, isOpen(session) ? Infinity : lastIndex(session))
+      const now = settingsAfter(session, lastIndex(session) + (isOpen(session) ? 1 : 0))
       const enabled = isOpen(session)
       rows.forEach(({ value, control }, k) => {
         const term = session.terms[k]
