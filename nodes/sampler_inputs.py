@@ -24,7 +24,7 @@ def run_node(cls: Any, request: Request) -> io.NodeOutput:
     changes = result.trajectory.meta.get("changes", "")
     if changes and request.node_id is not None:
         hidden = cls.hidden
-        position = _position(cls, CHANGES)
+        position = widget_position(cls, CHANGES)
         record_changes(hidden.prompt, hidden.extra_pnginfo, request.node_id, changes, position)
     shown = ui.PreviewImage(result.image, cls=cls).as_dict()
     return io.NodeOutput(
@@ -39,7 +39,7 @@ def hidden_inputs() -> list[Any]:
     return [io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo]
 
 
-def _position(cls: Any, name: str) -> int:
+def widget_position(cls: Any, name: str) -> int:
     """Where a widget stands among the values of a saved workflow's node."""
     position = 0
     for item in cls.define_schema().inputs:

@@ -12,6 +12,7 @@ from ..dno_core.trajectories.trajectory import Trajectory
 from .chart import WIDTH, draw
 from .comfy_bridge.progress import send_text
 from .curves import reward_curve
+from .recording import record_run
 from .types import CATEGORY, TRAJECTORY
 
 BEST = -1
@@ -29,7 +30,7 @@ class PickIteration(io.ComfyNode):
             description="Any iteration of a DNO Sampler run, without running it again: change the "
             "number and queue, only this node works. Reward Curve shows which one to look at.",
             search_aliases=["dno", "scrub", "trajectory", "frame", "best iteration"],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
             inputs=[
                 TRAJECTORY.Input(
@@ -65,6 +66,7 @@ class PickIteration(io.ComfyNode):
         image = frames.to(torch.float32) / 255
         latent = {"samples": trajectory.take(trajectory.latents, positions)}
         send_text(described(trajectory, index, positions), cls.hidden.unique_id)
+        record_run(cls.hidden, trajectory)
         return io.NodeOutput(latent, image, ui=ui.PreviewImage(image, cls=cls))
 
 

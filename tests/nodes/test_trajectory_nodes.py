@@ -51,6 +51,28 @@ def test_pick_iteration_gives_the_latent_and_the_scored_image(rooms, said):
     assert torch.equal(image, torch.full_like(image, 48) / 255)
 
 
+def test_a_picture_picked_without_sampling_again_carries_the_changes_of_its_run(rooms, said):
+    from dataclasses import replace
+
+    from comfyui_dno.nodes.recording import record_run
+
+    run = replace(synthetic_run(), meta={"changes": "[1]"})
+    prompt = {
+        "3": {"class_type": "DNO_Sampler", "inputs": {"changes": ""}},
+        "7": {"class_type": "DNO_PickIteration", "inputs": {"trajectory": ["3", 2], "index": 1}},
+        "8": {"class_type": "DNO_LoadTrajectory", "inputs": {}},
+    }
+    workflow = {"nodes": [{"id": 3, "type": "DNO_Sampler", "widgets_values": []}]}
+    hidden = SimpleNamespace(unique_id="7", prompt=prompt, extra_pnginfo={"workflow": workflow})
+    record_run(hidden, run)
+    assert prompt["3"]["inputs"] == {"changes": "[1]"}
+    assert "[1]" in hidden.extra_pnginfo["workflow"]["nodes"][0]["widgets_values"]
+
+    prompt["7"]["inputs"]["trajectory"] = ["8", 0]
+    record_run(hidden, run)
+    assert prompt["8"]["inputs"] == {}
+
+
 def test_minus_one_is_the_best_of_every_image(rooms, said):
     run = synthetic_run(count=6, batch=3, score=lambda k, b, i: -abs(i - b - 1))
     latent, image = execute(rooms.PickIteration, run, -1).args
