@@ -18,7 +18,8 @@ log = logging.getLogger("dno")
 def keep_best(trajectory: Trajectory, node_id: str | None, what: str) -> list[str]:
     """Save the best image of a run without a result to the temp folder, and show it on its node.
 
-    `what` happened to it: "cancelled" or "failed". Returns the file names, one an image.
+    `what` happened to it: "cancelled" or "failed". Returns the file names, one an image. Where no
+    page queued the prompt none is told: to all of them would be to strangers as well.
     """
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +31,7 @@ def keep_best(trajectory: Trajectory, node_id: str | None, what: str) -> list[st
         names.append(name)
     log.info("%s; the best so far is in %s: %s", what, folder, ", ".join(names))
     server = prompt_server()
-    if server is not None and node_id is not None:
+    if server is not None and server.client_id is not None and node_id is not None:
         shown = [{"filename": name, "subfolder": "", "type": "temp"} for name in names]
         message = {
             "node": node_id,

@@ -77,6 +77,8 @@ def _weights(values: Any, terms: Sequence[TermInfo]) -> tuple[float, ...]:
                 f"{term.name} is only watched in this run, so it has no weight to change. Begin "
                 "the run with watch_only off and a weight above 0."
             )
+    if not any(weights):
+        raise ChangeError("With all weights 0 no picture is the best. Leave one of them above 0.")
     return weights
 
 

@@ -74,6 +74,7 @@ def test_what_is_written_is_read_again(live: Any) -> None:
         ({"weights": [1, 1]}, "a list of 3 numbers"),
         ({"weights": {"a": 1}}, "a list of 3 numbers"),
         ({"weights": [1, 1, 1]}, "judge is only watched"),
+        ({"weights": [0, 0, 0]}, "Leave one of them above 0"),
         ({"weights": [1, None, 0]}, "a weight must be a number"),
         ({"stop": "now"}, "Use one of"),
         ({"stop": ["best"]}, "Use one of"),
