@@ -40,8 +40,8 @@ def open_session(
         request.workflow,
     )
     sessions.add(session)
-    session.begin(recorder.images, recorder.records)
     try:
+        session.begin(recorder.images, recorder.records)
         yield session
     except comfy.model_management.InterruptProcessingException:
         session.close("cancelled", "Cancelled.")
