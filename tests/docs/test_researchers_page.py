@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "researchers.md").read_text(encoding="utf-8")
 BEFORE = f"""
@@ -64,7 +62,6 @@ def test_the_notebook_run_climbs_is_saved_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_diffusers_pipeline_climbs(tmp_path: Path) -> None:
-    pytest.importorskip("diffusers")
     (block,) = (block for block in blocks() if "StableDiffusionPipeline" in block)
     lines = run(TINY_PIPELINE + block, tmp_path).splitlines()
     scores = [float(line.split("[")[1].rstrip("]")) for line in lines]
