@@ -135,6 +135,14 @@ class PanelPage:
         """Mean red, green and blue of the first picture on that side, 0 to 255."""
         return list(self.page.evaluate("([k, side]) => dno.picture(k, side)", [place, side]))
 
+    def wait_picture(self, colour: list[float], timeout: float = 60.0) -> None:
+        """Until the right picture's mean red, green and blue are these."""
+        self.page.wait_for_function(
+            "(colour) => dno.picture(0, 'right').every((c, k) => Math.abs(c - colour[k]) < 0.01)",
+            arg=colour,
+            timeout=timeout * 1000,
+        )
+
     def curve(self, place: int = 0) -> str:
         """The path of the first term's curve."""
         return str(

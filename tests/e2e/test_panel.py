@@ -178,7 +178,7 @@ def test_scrubbing_after_the_run_sets_pick_iteration_and_queues_nothing(
         expect(right).to_have_text("Iteration 2")
         session = panel.get_attribute("data-session")
         frame = page.page.evaluate(FRAME, f"/dno/sessions/{session}/frames/2")
-        assert page.picture() == pytest.approx(frame, abs=0.01)
+        page.wait_picture(frame)
         line = panel.get_by_role("slider", name="Compare: how much of the left picture is shown")
         line.press("Home")
         line.press("ArrowRight")
