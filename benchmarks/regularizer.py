@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import resource
 import statistics
@@ -33,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import detection  # noqa: E402
+from benchmarks.published import regularization  # noqa: E402
 from dno_core.probability.arrangements import (  # noqa: E402
     FAMILIES,
     Arrangements,
@@ -45,7 +45,6 @@ from dno_core.probability.typicality import MEASURE_SEED, NULL_DRAWS, Typicality
 
 RESULTS = ROOT / "benchmarks" / "results" / "regularizer.json"
 K = 4
-LOG_2 = math.log(2)
 CPU = torch.device("cpu")
 
 SIZES = {
@@ -66,27 +65,10 @@ def loop_penalty(z: Tensor, orders: Sequence[Tensor | None]) -> tuple[float, Ten
     An order that is None is drawn when its turn comes.
     """
     leaf = z.clone().requires_grad_()
-    total = minus_log_bounds(leaf)
-    for given in orders:
-        order = torch.randperm(len(z)) if given is None else given
-        total = total + minus_log_bounds(leaf[order]) / len(orders)
+    total = regularization(leaf, orders)
     total.backward()
     assert leaf.grad is not None
     return total.item(), leaf.grad
-
-
-def minus_log_bounds(numbers: Tensor) -> Tensor:
-    """-log(p1 / 2) - log(p2 / 2) of one arrangement; four scalars are read, as published."""
-    rows = numbers[: len(numbers) // K * K].view(-1, K)
-    m = len(rows)
-    m1 = torch.linalg.vector_norm(rows.mean(0))
-    eye = torch.eye(K, dtype=rows.dtype, device=rows.device)
-    m2 = torch.linalg.matrix_norm(rows.T @ rows / m - eye, ord=2)
-    over = torch.clamp(torch.sqrt(1 + m2) - 1 - math.sqrt(K / m), min=0)
-    log_p1 = torch.clamp(-m * m1**2 / (2 * K), max=-LOG_2)
-    log_p2 = torch.clamp(-m * over**2 / 2, max=-LOG_2)
-    _ = (m1.item(), m2.item(), log_p1.item(), log_p2.item())
-    return -log_p1 - log_p2
 
 
 def same_orders(permuted: Permutations) -> list[Tensor]:
