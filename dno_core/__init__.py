@@ -12,6 +12,7 @@ from .estimators.zeroth_order import Hybrid1, Hybrid2, ZoSgd
 from .light_history import lights_of_run
 from .lights import warning_lights
 from .loop import Iteration, Settings, Update, optimize
+from .noise_map.gradient_modes import GradientMode, ModalMap
 from .noise_map.sampler import Denoiser, NoiseMap, Path, SamplerMap, sample, sweep, vjp
 from .noise_map.steps import Step, ddim_steps, flow_steps, noise_count, vp_sigmas
 from .objective import Reward, Term, TermInfo, climbed, objective, weights_of
@@ -51,9 +52,11 @@ __all__ = [
     "FunctionDecoder",
     "GradientEstimator",
     "GradientMismatch",
+    "GradientMode",
     "Hybrid1",
     "Hybrid2",
     "Iteration",
+    "ModalMap",
     "NoRegularizer",
     "NoiseMap",
     "NoiseOptimizer",

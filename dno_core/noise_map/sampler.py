@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .gradient_modes import GradientMode
 from .saved import saved_tensors_kept
 from .steps import Step, noise_count
 
@@ -47,13 +48,17 @@ class SamplerMap:
     denoise: Denoiser
     steps: tuple[Step, ...]
     start: Callable[[Tensor], Tensor]
-    exact_at: Collection[int] | None = None
+    mode: GradientMode = GradientMode()
 
     def forward(self, z: Tensor) -> Path:
         return sample(self.denoise, self.steps, z, self.start)
 
     def pull(self, z: Tensor, path: Path, v: Tensor) -> Tensor:
-        return sweep(self.denoise, self.steps, path.latents, z[0], v, self.start, self.exact_at)
+        exact_at = self.mode.exact_at(len(self.steps))
+        return sweep(self.denoise, self.steps, path.latents, z[0], v, self.start, exact_at)
+
+    def in_mode(self, mode: GradientMode) -> SamplerMap:
+        return replace(self, mode=mode)
 
 
 def vjp(function: Callable[..., Tensor], inputs: Sequence[Tensor], v: Tensor) -> list[Tensor]:
@@ -110,6 +115,8 @@ def sweep(
     v: Tensor,
     start: Callable[[Tensor], Tensor],
     exact_at: Collection[int] | None = None,
+    cut: bool = False,
+    jacobian: Tensor | float = 1.0,
 ) -> Tensor:
     """Pull v = d objective / d x_T back to every noise; returns dz [N,B,C,H,W] in float32 or wider.
 
@@ -117,6 +124,10 @@ def sweep(
 
     One denoiser graph is alive at a time. `exact_at` limits the steps whose J^T v is computed
     (None: all); elsewhere eps is held constant, which makes J the identity: biased, but free.
+    `jacobian` is what stands there for it, number by number: the square of a noise mask, which the
+    denoiser applies to what it is given and to what it returns. With `cut` the sweep ends at the
+    first of those steps that it meets: the noises before are left with no gradient, as if the
+    latent there had been detached.
     """
     wide = torch.promote_types(z0.dtype, torch.float32)
     dz = torch.zeros((noise_count(steps), *z0.shape), dtype=wide, device=z0.device)
@@ -127,8 +138,10 @@ def sweep(
         if exact_at is None or step.index in exact_at:
             jv, direct = vjp_unit(partial(_denoise_at, denoise, step.sigma), [x, z0], v)
             dz[0] += step.b * direct
+        elif cut:
+            return dz
         else:
-            jv = v
+            jv = jacobian * v
         v = step.a * v + step.b * jv
     dz[0] += vjp(start, [z0], v.to(z0.dtype))[0]
     return dz

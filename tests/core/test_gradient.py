@@ -24,6 +24,7 @@ from core_models import (
 from torch import Tensor
 
 from comfyui_dno.dno_core import (
+    GradientMode,
     SamplerMap,
     Step,
     ddim_steps,
@@ -127,13 +128,13 @@ def test_the_linear_mode_is_its_closed_form_and_never_calls_the_denoiser_for_it(
 
     z = small_noise(dtype=torch.float64)
     steps = ddim_steps(SIGMAS, 1.0)
-    linear = SamplerMap(counting, steps, start_scaled(), exact_at=())
+    linear = SamplerMap(counting, steps, start_scaled(), GradientMode("linear"))
     path = linear.forward(z)
     calls.clear()
     v = randn(*z.shape[1:], seed=4)
     assert relative_error(linear.pull(z, path, v), closed_form_linear(steps, v, z)) < 1e-14
     assert calls == []
-    one = SamplerMap(counting, steps, start_scaled(), exact_at=(2,))
+    one = linear.in_mode(GradientMode("one step", at=0.5))
     one.pull(z, path, v)
     assert calls == [float(SIGMAS[2])], "exactly the step that was asked for is recomputed"
 
@@ -143,13 +144,13 @@ def test_exact_steps_and_linear_steps_mix_as_their_definitions_say() -> None:
     z = small_noise(dtype=torch.float64)
     steps = ddim_steps(SIGMAS, 1.0)
     exact = SamplerMap(conv_denoiser(), steps, start_scaled())
-    last_two = SamplerMap(conv_denoiser(), steps, start_scaled(), exact_at=(3, 4))
+    last_two = exact.in_mode(GradientMode("last k", k=2))
     path = exact.forward(z)
     v = randn(*z.shape[1:], seed=4)
     right, cheap = exact.pull(z, path, v), last_two.pull(z, path, v)
     assert torch.equal(right[3:], cheap[3:])
     assert relative_error(cheap[0], right[0]) > 0.05
-    everything = SamplerMap(conv_denoiser(), steps, start_scaled(), exact_at=range(5))
+    everything = exact.in_mode(GradientMode("last k", k=5))
     assert torch.equal(everything.pull(z, path, v), right)
 
 
