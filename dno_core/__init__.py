@@ -12,7 +12,8 @@ from .estimators.zeroth_order import Hybrid1, Hybrid2, ZoSgd
 from .light_history import lights_of_run
 from .lights import warning_lights
 from .loop import Iteration, Settings, Update, optimize
-from .noise_map.gradient_modes import GradientMode, ModalMap
+from .noise_map.coarse import CoarseMap, Coarsening, coarse_sigmas
+from .noise_map.gradient_modes import EXACT, GradientMode, ModalMap
 from .noise_map.sampler import Denoiser, NoiseMap, Path, SamplerMap, sample, sweep, vjp
 from .noise_map.steps import Step, ddim_steps, flow_steps, noise_count, vp_sigmas
 from .objective import Reward, Term, TermInfo, climbed, objective, weights_of
@@ -41,10 +42,13 @@ from .trajectories.trajectory import Frames, Record, Recorder, Trajectory, best_
 
 __all__ = [
     "DECAYS",
+    "EXACT",
     "OPTIMIZERS",
     "TYPICAL",
     "Auto",
     "Backpropagation",
+    "CoarseMap",
+    "Coarsening",
     "Decoder",
     "Denoiser",
     "Evaluation",
@@ -92,6 +96,7 @@ __all__ = [
     "at_target",
     "best_iterations",
     "climbed",
+    "coarse_sigmas",
     "ddim_steps",
     "first_reason",
     "flow_steps",

@@ -61,6 +61,9 @@ class GradientMode:
         return steps if exact_at is None else len(exact_at)
 
 
+EXACT = GradientMode()
+
+
 @runtime_checkable
 class ModalMap(Protocol):
     """A NoiseMap whose `pull` follows a gradient mode. Maps that are none are exact."""

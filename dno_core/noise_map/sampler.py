@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, MutableMapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .gradient_modes import GradientMode
-from .saved import saved_tensors_kept
+from .gradient_modes import EXACT, GradientMode
+from .graph import Graph
+from .saved import Ledger
 from .steps import Step, noise_count
 
 
@@ -27,10 +29,20 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True)
 class Path:
-    """One forward run: the latents x_0 .. x_{T-1} that the denoiser saw, and x_T."""
+    """One forward run: the latents x_0 .. x_{T-1} that the denoiser saw, and x_T.
+
+    `graphs`: those of D at some steps, as functions of (x, z_0), for the first pull to use up.
+    """
 
     latents: tuple[Tensor, ...]
     final: Tensor
+    graphs: dict[int, Graph] = field(default_factory=dict, repr=False)
+
+    def drop(self) -> None:
+        """Free the graphs that were not used."""
+        for graph in self.graphs.values():
+            graph.drop()
+        self.graphs.clear()
 
 
 class NoiseMap(Protocol):
@@ -43,19 +55,38 @@ class NoiseMap(Protocol):
 
 @dataclass(frozen=True)
 class SamplerMap:
-    """The map built from a plain denoiser: for notebooks, diffusers models and tests."""
+    """The map built from a plain denoiser: for notebooks, diffusers models and tests.
+
+    `keep`: how many denoiser graphs a forward run keeps for the pull that follows (the last
+    ones). Each saves a denoiser call and takes its memory until then; by default all are
+    recomputed, and memory does not grow with the steps.
+    """
 
     denoise: Denoiser
     steps: tuple[Step, ...]
     start: Callable[[Tensor], Tensor]
-    mode: GradientMode = GradientMode()
+    mode: GradientMode = EXACT
+    keep: int = 0
 
     def forward(self, z: Tensor) -> Path:
         return sample(self.denoise, self.steps, z, self.start)
 
+    def forward_to_pull(self, z: Tensor) -> Path:
+        kept = kept_steps(len(self.steps), self.mode, self.keep)
+        return sample(self.denoise, self.steps, z, self.start, kept)
+
     def pull(self, z: Tensor, path: Path, v: Tensor) -> Tensor:
         exact_at = self.mode.exact_at(len(self.steps))
-        return sweep(self.denoise, self.steps, path.latents, z[0], v, self.start, exact_at)
+        return sweep(
+            self.denoise,
+            self.steps,
+            path.latents,
+            z[0],
+            v,
+            self.start,
+            exact_at,
+            graphs=path.graphs,
+        )
 
     def in_mode(self, mode: GradientMode) -> SamplerMap:
         return replace(self, mode=mode)
@@ -68,16 +99,22 @@ def vjp(function: Callable[..., Tensor], inputs: Sequence[Tensor], v: Tensor) ->
     The recomputation and the backward both run where tensors saved for backward may be modified
     in place, as diffusion models do: a plain checkpoint would be silently wrong there.
     """
-    leaves = [x.detach().requires_grad_(True) for x in inputs]
-    with torch.enable_grad(), saved_tensors_kept():
-        out = function(*leaves)
-        if not out.requires_grad:
-            return [torch.zeros_like(x) for x in inputs]
-        pulled = torch.autograd.grad(out, leaves, v, allow_unused=True)
-    return [
-        torch.zeros_like(x) if g is None else g.detach()
-        for g, x in zip(pulled, inputs, strict=True)
-    ]
+    ledger = Ledger()
+    try:
+        with ledger.watching():
+            return Graph(function, inputs, ledger).pull(v)
+    finally:
+        ledger.close()
+
+
+def kept_steps(steps: int, mode: GradientMode, keep: int) -> frozenset[int]:
+    """The last `keep` of those steps whose J^T v the mode computes.
+
+    The sweep meets them first, so their memory is free again for those that it recomputes.
+    """
+    exact_at = mode.exact_at(steps)
+    wanted = sorted(range(steps) if exact_at is None else exact_at)
+    return frozenset(wanted[max(len(wanted) - keep, 0) :])
 
 
 @torch.no_grad()
@@ -86,10 +123,12 @@ def sample(
     steps: tuple[Step, ...],
     z: Tensor,
     start: Callable[[Tensor], Tensor],
+    keep: Collection[int] = (),
 ) -> Path:
     """Run the sampler on noise z [N,B,C,H,W], N = noise_count(steps); x_0 = start(z_0).
 
-    Raises ValueError if z does not hold the N noises that the steps use.
+    At the steps `keep` the denoiser's graph is kept. Raises ValueError if z does not hold the N
+    noises that the steps use.
     """
     if z.shape[0] != noise_count(steps):
         raise ValueError(
@@ -98,13 +137,20 @@ def sample(
         )
     x = start(z[0])
     latents = []
-    for step in steps:
-        latents.append(x)
-        denoised = denoise(x, step.sigma, z[0])
-        x = denoised if step.a == 0 and step.c == 0 else step.a * x + step.b * denoised
-        if step.noise is not None:
-            x = x + step.c * z[step.noise]
-    return Path(tuple(latents), x)
+    graphs: dict[int, Graph] = {}
+    ledger = Ledger()
+    with ledger.watching() if keep else nullcontext():
+        for step in steps:
+            latents.append(x)
+            if step.index in keep:
+                graph = Graph(partial(_denoise_at, denoise, step.sigma), [x, z[0]], ledger)
+                graphs[step.index], denoised = graph, graph.value
+            else:
+                denoised = denoise(x, step.sigma, z[0])
+            x = denoised if step.a == 0 and step.c == 0 else step.a * x + step.b * denoised
+            if step.noise is not None:
+                x = x + step.c * z[step.noise]
+    return Path(tuple(latents), x, graphs)
 
 
 def sweep(
@@ -117,12 +163,14 @@ def sweep(
     exact_at: Collection[int] | None = None,
     cut: bool = False,
     jacobian: Tensor | float = 1.0,
+    graphs: MutableMapping[int, Graph] | None = None,
 ) -> Tensor:
     """Pull v = d objective / d x_T back to every noise; returns dz [N,B,C,H,W] in float32 or wider.
 
         dz_{i+1} = c_i v;   v <- a_i v + b_i J_i^T v;   dz_0 = start^T v
 
-    One denoiser graph is alive at a time. `exact_at` limits the steps whose J^T v is computed
+    One denoiser graph is alive at a time, beside those in `graphs`, by step, which are used up and
+    save their recomputation. `exact_at` limits the steps whose J^T v is computed
     (None: all); elsewhere eps is held constant, which makes J the identity: biased, but free.
     `jacobian` is what stands there for it, number by number: the square of a noise mask, which the
     denoiser applies to what it is given and to what it returns. With `cut` the sweep ends at the
@@ -136,7 +184,11 @@ def sweep(
         if step.noise is not None:
             dz[step.noise] = step.c * v
         if exact_at is None or step.index in exact_at:
-            jv, direct = vjp_unit(partial(_denoise_at, denoise, step.sigma), [x, z0], v)
+            graph = graphs.pop(step.index, None) if graphs else None
+            if graph is None:
+                jv, direct = vjp_unit(partial(_denoise_at, denoise, step.sigma), [x, z0], v)
+            else:
+                jv, direct = pull_unit(graph.pull, v)
             dz[0] += step.b * direct
         elif cut:
             return dz
@@ -156,14 +208,22 @@ def vjp_unit(function: Callable[..., Tensor], inputs: Sequence[Tensor], v: Tenso
     does not lose it (exact: J^T v is linear in v). Inputs and v have the batch first; the result
     is in v's dtype, or float32 if that is wider.
     """
+
+    def pull(unit: Tensor) -> list[Tensor]:
+        def matching(*leaves: Tensor) -> Tensor:
+            return function(*leaves).to(unit)
+
+        return vjp(matching, inputs, unit)
+
+    return pull_unit(pull, v)
+
+
+def pull_unit(pull: Callable[[Tensor], list[Tensor]], v: Tensor) -> list[Tensor]:
+    """What `pull`, linear in v, gives of every image's v at O(1), scaled back: see `vjp_unit`."""
     wide = v.to(torch.promote_types(v.dtype, torch.float32))
     scale = wide.flatten(1).abs().amax(1).clamp_min(torch.finfo(wide.dtype).tiny)
-    unit = wide / _spread(scale, wide)
-
-    def matching(*leaves: Tensor) -> Tensor:
-        return function(*leaves).to(unit)
-
-    return [g.to(wide.dtype) * _spread(scale, g).to(g.device) for g in vjp(matching, inputs, unit)]
+    pulled = pull(wide / _spread(scale, wide))
+    return [g.to(wide.dtype) * _spread(scale, g).to(g.device) for g in pulled]
 
 
 def _spread(scale: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,19 @@ import torch
 from comfy.k_diffusion import sampling as k_diffusion
 from torch import Tensor
 
-from ...dno_core import Path, Step, ddim_steps, flow_steps, noise_count, sweep
+from ...dno_core import (
+    EXACT,
+    CoarseMap,
+    Coarsening,
+    GradientMode,
+    Path,
+    Step,
+    coarse_sigmas,
+    ddim_steps,
+    flow_steps,
+    noise_count,
+    sweep,
+)
 from .hook_frames import HookFrames
 from .loading import run_model
 from .random_states import RandomStates
@@ -31,7 +43,8 @@ FORWARD_COST, BACKWARD_COST = 1, 3
 
 
 class ComfyMap:
-    """The noise-to-latent map of one guider, schedule and eta. Satisfies dno_core's WideMap.
+    """The noise-to-latent map of one guider, schedule and eta: a WideMap and a ModalMap of
+    dno_core.
 
     `on_call` runs before every denoiser call, forward and backward; it may raise to cancel.
     """
@@ -46,7 +59,9 @@ class ComfyMap:
         denoise_mask: Tensor | None,
         max_denoise: bool,
         on_call: OnCall,
+        mode: GradientMode = EXACT,
     ) -> None:
+        self.mode = mode
         self._guider = guider
         self._sigmas = sigmas
         self._extra_args = extra_args
@@ -61,7 +76,7 @@ class ComfyMap:
         self._dice = RandomStates(sigmas.device)
         self._replayed = (HookFrames(guider.conds, patcher), self._dice)
         self._wide = runs_wide(guider, latent_image.shape[0])
-        self._mode: AbstractContextManager[Any] = nullcontext()
+        self._inputs: AbstractContextManager[Any] = nullcontext()
         self.steps = model_steps(self._sampling, sigmas, eta)
         self._index_of = {id(step.sigma): step.index for step in self.steps}
 
@@ -109,22 +124,60 @@ class ComfyMap:
         free_loaded_weights()
         free_control_hints(self._guider.conds)
         try:
-            return sweep(self.denoise, self.steps, path.latents, z[0], v, self.start)
+            return sweep(
+                self.denoise,
+                self.steps,
+                path.latents,
+                z[0],
+                v,
+                self.start,
+                self.mode.exact_at(len(self.steps)),
+                jacobian=1.0 if self._denoise_mask is None else self._denoise_mask.square(),
+            )
         finally:
             self._masked.noise = None
+
+    def in_mode(self, mode: GradientMode) -> ComfyMap:
+        """The same map whose `pull` follows another gradient mode."""
+        other = copy.copy(self)
+        other.mode = mode
+        return other
+
+    def coarse(self, count: int) -> ComfyMap | CoarseMap:
+        """This map in `count` steps of its schedule, for the same noise; itself if it has no more.
+
+        Not to be called between a forward and its pull.
+        """
+        if count >= len(self.steps):
+            return self
+        for state in self._replayed:
+            state.begin()  # so that passes over the short schedule begin as those over the long one
+        sigmas = coarse_sigmas(self._sigmas, count)
+        short = ComfyMap(
+            self._guider,
+            sigmas,
+            _on_schedule(self._extra_args, sigmas),
+            self._eta,
+            self._latent_image,
+            self._denoise_mask,
+            self._max_denoise,
+            self._on_call,
+            self.mode,
+        )
+        return CoarseMap(short, Coarsening(self.steps, short.steps))
 
     def denoise(self, x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor:
         """D(x, sigma), for one of the steps' own sigmas, where its gradient is wanted."""
         self._on_call(BACKWARD_COST)
         for state in self._replayed:
             state.go_to(self._index_of[id(sigma)])
-        with self._mode:
+        with self._inputs:
             try:
                 return self._masked(x, sigma * x.new_ones([x.shape[0]]), **self._inpainting(z0))
             except RuntimeError as error:
-                if "Inference tensors" not in str(error) or isinstance(self._mode, NormalInputs):
+                if "Inference tensors" not in str(error) or isinstance(self._inputs, NormalInputs):
                     raise
-        self._mode = NormalInputs()  # a patch keeps tensors that were made in inference mode
+        self._inputs = NormalInputs()  # a patch keeps tensors that were made in inference mode
         return self.denoise(x, sigma, z0)
 
     def _inpainting(self, z0: Tensor) -> dict[str, Any]:
@@ -139,6 +192,13 @@ class ComfyMap:
         self._on_call(cost)
         for state in self._replayed:
             state.pass_by(index)
+
+
+def _on_schedule(extra_args: dict[str, Any], sigmas: Tensor) -> dict[str, Any]:
+    """The sampler's arguments with these sigmas for the patches that look at the schedule."""
+    options = extra_args.get("model_options", {})
+    inner = {**options.get("transformer_options", {}), "sample_sigmas": sigmas}
+    return {**extra_args, "model_options": {**options, "transformer_options": inner}}
 
 
 def _tiled(values: Tensor, images: int) -> Tensor:
@@ -210,7 +270,9 @@ class NoiseOptimizationSampler(comfy.samplers.Sampler):
         on_call: OnCall,
         drive: Drive,
         prepare: Callable[[int], Tensor],
+        mode: GradientMode = EXACT,
     ) -> None:
+        self._mode = mode
         self._eta = eta
         self._on_call = on_call
         self._drive = drive
@@ -240,6 +302,7 @@ class NoiseOptimizationSampler(comfy.samplers.Sampler):
             normal_copies(denoise_mask),
             self.max_denoise(model_wrap, sigmas),
             self._on_call,
+            self._mode,
         )
 
         def finish(x: Tensor) -> Tensor:
