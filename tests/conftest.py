@@ -6,9 +6,11 @@ import importlib.util
 import os
 import sys
 import types
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # two threads on two busy cores spin: 30 times slower
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -104,11 +106,34 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _leave_out_what_this_comfyui_lacks(config, items)
     has_cuda = torch.cuda.is_available()
     no_gpu = "no NVIDIA GPU on this machine" if not has_cuda else "runs alone, with: -m gpu"
     for item in items:
         if item.get_closest_marker("gpu") and not _asks_for_gpu(config):
             item.add_marker(pytest.mark.skip(reason=no_gpu))
+
+
+LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+def _leave_out_what_this_comfyui_lacks(config: pytest.Config, items: list[pytest.Item]) -> None:
+    from comfyui_dno.tests.versions import left_out, unmet
+
+    tree = find_comfyui()
+    needs = unmet(tree) if tree is not None else ()
+    missing = [(item, need) for item in items if (need := left_out(item, needs)) is not None]
+    if missing:
+        config.hook.pytest_deselected(items=[item for item, _ in missing])
+        items[:] = [item for item in items if left_out(item, needs) is None]
+    config.stash[LEFT_OUT] = Counter(
+        f"ComfyUI {need.version} or newer: {need.what}" for _, need in missing
+    )
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for reason, count in config.stash.get(LEFT_OUT, Counter()).items():
+        terminalreporter.write_line(f"{count} tests left out, they need {reason}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

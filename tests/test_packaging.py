@@ -13,6 +13,8 @@ import pathspec
 import pytest
 from PIL import Image
 
+from comfyui_dno.launcher import comfyui
+
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("dno_core", "rewards", "nodes")
 HEAVY = ("transformers", "open_clip", "diffusers", "timm", "accelerate", "comfy")
@@ -180,6 +182,7 @@ def test_the_registry_entry_is_complete() -> None:
     assert re.search(r'^version = "\d+\.\d+\.\d+"$', text, re.MULTILINE)
     for key in ("PublisherId", "DisplayName", "Icon", "requires-comfyui"):
         assert re.search(rf'^{key} = ".+"$', text, re.MULTILINE), key
+    assert f'requires-comfyui = ">={comfyui.OLDEST}"' in text
     repository = re.search(r'^Repository = "https://github.com/(.+)"$', text, re.MULTILINE)
     icon = re.search(r'^Icon = "https://raw.githubusercontent.com/(.+)/main/(.+)"$', text, re.M)
     assert repository and icon and icon[1] == repository[1]

@@ -172,15 +172,15 @@ def load_demo_model(
     model = build_model(tensors, config, disable_dynamic)
     clip = build_clip(tensors, config, disable_dynamic)
     vae = build_vae(tensors, config, disable_dynamic)
-    model.cached_patcher_init = (load_demo_patchers, (str(path),), 0)
-    clip.patcher.cached_patcher_init = (load_demo_patchers, (str(path),), 1)
-    vae.patcher.cached_patcher_init = (load_demo_patchers, (str(path),), 2)
+    patchers = (model, clip.patcher, vae.patcher)
+    for index, patcher in enumerate(patchers):
+        patcher.cached_patcher_init = (load_demo_patcher, (str(path), index))
     return model, clip, vae
 
 
-def load_demo_patchers(
-    path: str, disable_dynamic: bool = False
-) -> tuple[comfy.model_patcher.ModelPatcher, ...]:
-    """The three patchers of load_demo_model, freshly loaded."""
+def load_demo_patcher(
+    path: str, index: int, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """The patcher of the freshly loaded demo model's MODEL (0), CLIP (1) or VAE (2)."""
     model, clip, vae = load_demo_model(path, disable_dynamic)
-    return model, clip.patcher, vae.patcher
+    return (model, clip.patcher, vae.patcher)[index]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,11 +48,19 @@ def reference(kind: str = "clip") -> Any:
 
 def clip_vision(weights: Any = None, kind: str = "clip_vision_model") -> Any:
     """What Load CLIP Vision gives for these weights: made, as nodes run, in inference mode."""
-    import comfy.clip_vision
-
-    made = comfy.clip_vision.ClipVisionModel({**SMALL, "model_type": kind})
+    made = vision_model(kind)
     made.load_sd((weights or reference()).state_dict())
     return made
+
+
+def vision_model(kind: str) -> Any:
+    """ComfyUI's own model of these sizes; it reads them from a file in every version."""
+    import comfy.clip_vision
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps({**SMALL, "model_type": kind}), encoding="utf-8")
+        return comfy.clip_vision.ClipVisionModel(str(path))
 
 
 @pytest.fixture
@@ -232,10 +243,8 @@ def test_weights_streamed_by_dynamic_vram_are_copied_not_borrowed() -> None:
 
 
 def test_siglip_is_refused_since_comfyui_drops_its_pooling() -> None:
-    import comfy.clip_vision
-
     theirs = reference("siglip")
-    made = comfy.clip_vision.ClipVisionModel({**SMALL, "model_type": "siglip_vision_model"})
+    made = vision_model("siglip_vision_model")
     assert any("head." in name for name in theirs.state_dict())
     assert not any("head." in name for name in made.get_sd())
     with pytest.raises(RewardError, match="without the layer that makes one embedding") as caught:

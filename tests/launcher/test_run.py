@@ -35,6 +35,52 @@ def test_arguments_after_test_go_to_pytest_as_they_are(run: ModuleType) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--comfyui", "0.24.1", "-k", "a or b", "tests/core"],
+        ["-k", "a or b", "--comfyui=0.24.1", "tests/core"],
+        ["-k", "a or b", "tests/core", "--comfyui", "0.24.1"],
+    ],
+)
+def test_the_version_to_test_against_is_not_for_pytest(
+    run: ModuleType, arguments: list[str]
+) -> None:
+    chosen = run.parse(["test", *arguments])
+    assert chosen.comfyui == "0.24.1"
+    assert chosen.rest == ["-k", "a or b", "tests/core"]
+    assert run.parse(["test"]).comfyui == ""
+
+
+def test_an_unknown_version_is_refused_with_those_there_are(
+    run: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run.parse(["test", "--comfyui", "0.1"])
+    said = capsys.readouterr().err
+    assert all(name in said for name in (*run.comfyui.SOURCES, "all"))
+
+
+def test_all_versions_are_tested_in_turn_and_one_failure_fails(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[str, list[str]]] = []
+
+    def pytest_against(python: Path, tree: Path, arguments: list[str]) -> int:
+        seen.append((tree.name, arguments))
+        return 1 if tree.name == run.comfyui.OLDEST else 0
+
+    monkeypatch.setattr(run.environment, "prepare", lambda group: Path("python"))
+    monkeypatch.setattr(run.comfyui, "fetch", lambda python, version: Path(version))
+    monkeypatch.setattr(run, "pytest_against", pytest_against)
+    assert run.main(["test", "--comfyui", "all", "-x"]) == 1
+    assert seen == [(version, ["-x"]) for version in run.comfyui.SOURCES]
+    said = capsys.readouterr().out
+    assert f"ComfyUI {run.comfyui.OLDEST}: failed" in said
+    assert f"ComfyUI {run.comfyui.VERSION}: passed" in said
+    assert run.main(["test", "--comfyui", run.comfyui.VERSION]) == 0
+
+
 def test_the_demo_writes_to_dno_demo_unless_told(run: ModuleType) -> None:
     assert run.parse(["demo"]).output == Path("dno-demo")
     assert run.parse(["demo", "--output", "x"]).output == Path("x")
