@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .noise_map.graph import forward_to_pull
 from .noise_map.sampler import NoiseMap, Path, vjp_unit
 from .objective import Term, TermInfo, objective
 
@@ -72,13 +73,20 @@ class Problem:
     def evaluate(
         self, z: Tensor, weights: Sequence[float], differentiate: bool = False
     ) -> Evaluation:
-        """Forward, decode, score. Raises NonFinite where the result is not a number."""
-        path = self.noise_map.forward(z)
-        raw = self.decoder.decode(path.final)
-        _require_finite(raw, "The decoded image")
-        image = raw.clamp(0, 1)
-        saturated = (raw != image).flatten(1).float().mean(1)
-        scores, total, gradient = self.score(image, weights, differentiate)
+        """Forward, decode, score. Raises NonFinite where the result is not a number.
+
+        With `differentiate` the map may keep graphs, for `gradient` to use up.
+        """
+        path = forward_to_pull(self.noise_map, z) if differentiate else self.noise_map.forward(z)
+        try:
+            raw = self.decoder.decode(path.final)
+            _require_finite(raw, "The decoded image")
+            image = raw.clamp(0, 1)
+            saturated = (raw != image).flatten(1).float().mean(1)
+            scores, total, gradient = self.score(image, weights, differentiate)
+        except BaseException:
+            path.drop()
+            raise
         return Evaluation(path, image, scores, total, saturated, tuple(weights), gradient)
 
     def score(
@@ -105,8 +113,11 @@ class Problem:
 
     def gradient(self, z: Tensor, evaluation: Evaluation, image_gradient: Tensor) -> Tensor:
         """d objective / d z for a given d objective / d image: decode and sweep, pulled back."""
-        v = self.decoder.pull(evaluation.path.final, image_gradient)
-        return self.noise_map.pull(z, evaluation.path, v)
+        try:
+            v = self.decoder.pull(evaluation.path.final, image_gradient)
+            return self.noise_map.pull(z, evaluation.path, v)
+        finally:
+            evaluation.path.drop()
 
 
 def _require_one_score_an_image(score: object, images: int, name: str) -> None:

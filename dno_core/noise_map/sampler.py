@@ -139,17 +139,21 @@ def sample(
     latents = []
     graphs: dict[int, Graph] = {}
     ledger = Ledger()
-    with ledger.watching() if keep else nullcontext():
-        for step in steps:
-            latents.append(x)
-            if step.index in keep:
-                graph = Graph(partial(_denoise_at, denoise, step.sigma), [x, z[0]], ledger)
-                graphs[step.index], denoised = graph, graph.value
-            else:
-                denoised = denoise(x, step.sigma, z[0])
-            x = denoised if step.a == 0 and step.c == 0 else step.a * x + step.b * denoised
-            if step.noise is not None:
-                x = x + step.c * z[step.noise]
+    try:
+        with ledger.watching() if keep else nullcontext():
+            for step in steps:
+                latents.append(x)
+                if step.index in keep:
+                    graph = Graph(partial(_denoise_at, denoise, step.sigma), [x, z[0]], ledger)
+                    graphs[step.index], denoised = graph, graph.value
+                else:
+                    denoised = denoise(x, step.sigma, z[0])
+                x = denoised if step.a == 0 and step.c == 0 else step.a * x + step.b * denoised
+                if step.noise is not None:
+                    x = x + step.c * z[step.noise]
+    except BaseException:
+        ledger.close()
+        raise
     return Path(tuple(latents), x, graphs)
 
 

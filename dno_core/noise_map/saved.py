@@ -10,9 +10,9 @@ handles that share its storage, overlapping views included.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from operator import attrgetter
+from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
 
@@ -20,24 +20,49 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_saving: ContextVar[Ledger | None] = ContextVar("dno_saving", default=None)
 
-class _Saved:
+
+class Overwritten(RuntimeError):
+    """A tensor saved for backward was written to where no ledger watched."""
+
+
+class Saved:
     """One tensor saved for backward; it lives as long as the graph needs it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor: Tensor | None = tensor
+        self._version = _version(tensor)
+
+    def replace(self, clone: Tensor) -> None:
+        self.tensor, self._version = clone, _version(clone)
+
+    def read(self) -> Tensor:
+        """The tensor as it was. Raises Overwritten where that cannot be had."""
+        if self.tensor is None:
+            raise Overwritten("A tensor saved for backward was let go before it was used.")
+        if _version(self.tensor) != self._version:
+            raise Overwritten(
+                "A tensor saved for backward was written to out of sight, and its gradient would "
+                "be wrong. Remove patches from the model one by one."
+            )
+        return self.tensor
 
 
-class _Ledger:
+class Ledger:
     """Which saved tensors lie in which storage. A handle keeps its storage alive until it is
-    cloned, so an address in the ledger is never that of another storage."""
+    cloned, so an address in the ledger is never that of another storage.
+
+    Graphs are built inside `saving`; all that may write to what they saved runs inside `watching`.
+    """
 
     def __init__(self) -> None:
-        self._by_storage: dict[int, WeakSet[_Saved]] = defaultdict(WeakSet)
-        self._all: WeakSet[_Saved] = WeakSet()
+        self._by_storage: dict[int, WeakSet[Saved]] = defaultdict(WeakSet)
+        self._all: WeakSet[Saved] = WeakSet()
+        self._watches = False
 
-    def save(self, tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor)
+    def save(self, tensor: Tensor) -> Saved:
+        saved = Saved(tensor)
         self._all.add(saved)
         address = _storage(tensor)
         if address:
@@ -52,7 +77,39 @@ class _Ledger:
             key = (old.data_ptr(), old.shape, old.stride(), old.dtype)
             if key not in clones:
                 clones[key] = old.clone()
-            saved.tensor = clones[key]
+            saved.replace(clones[key])
+
+    def bytes_saved(self, outside: Collection[int] = ()) -> int:
+        """Bytes of all storages that are held for graphs, each once, but for those at the
+        addresses `outside` (weights, say)."""
+        sizes: dict[int, int] = {}
+        for saved in list(self._all):
+            if saved.tensor is not None and (address := _storage(saved.tensor)):
+                sizes[address] = saved.tensor.untyped_storage().nbytes()
+        return sum(size for address, size in sizes.items() if address not in outside)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, tensors are cloned before an operation writes to them."""
+        if self._watches:
+            yield
+            return
+        self._watches = True
+        try:
+            with _BeforeWrites(self):
+                yield
+        finally:
+            self._watches = False
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Inside, graphs save their tensors here."""
+        token = _saving.set(self)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self.save, Saved.read):
+                yield
+        finally:
+            _saving.reset(token)
 
     def close(self) -> None:
         """Let go of every tensor, also where a graph outlives its use (after an error, say)."""
@@ -63,7 +120,7 @@ class _Ledger:
 class _BeforeWrites(TorchDispatchMode):
     """Tells the ledger of every tensor that an operation is about to write to."""
 
-    def __init__(self, ledger: _Ledger) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         super().__init__()
         self._ledger = ledger
 
@@ -85,15 +142,19 @@ class _BeforeWrites(TorchDispatchMode):
 
 
 @contextmanager
-def saved_tensors_kept() -> Iterator[None]:
+def saved_tensors_kept() -> Iterator[Ledger]:
     """Inside, forward and backward see saved tensors as they were when they were saved."""
-    ledger = _Ledger()
-    kept = torch.autograd.graph.saved_tensors_hooks(ledger.save, attrgetter("tensor"))
+    ledger = Ledger()
     try:
-        with kept, _BeforeWrites(ledger):
-            yield
+        with ledger.saving(), ledger.watching():
+            yield ledger
     finally:
         ledger.close()
+
+
+def saving_ledger() -> Ledger | None:
+    """The ledger to which tensors are saved at the moment; None outside of `Ledger.saving`."""
+    return _saving.get()
 
 
 def _storage(tensor: Tensor) -> int:
@@ -102,3 +163,8 @@ def _storage(tensor: Tensor) -> int:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):
         return 0
+
+
+def _version(tensor: Tensor) -> int:
+    """How often the tensor was written to; inference tensors do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
