@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from .noise_map.gradient_modes import EXACT, ModalMap
 from .problem import Evaluation, Problem
 
 FINE_STEPS = (0.1, 0.02, 0.004, 0.0008, 0.0002)
@@ -21,6 +26,53 @@ COARSE_TOLERANCE = 0.2
 
 class GradientMismatch(RuntimeError):
     """The gradient is not the slope of the forward pass."""
+
+
+class Checked(NamedTuple):
+    """What a check found. `inconclusive`: there was no slope to hold the gradient against.
+    `cosine` [B] of the mode's gradient with the exact one, per image; None for the exact mode."""
+
+    inconclusive: bool = False
+    cosine: Tensor | None = None
+
+
+def check_gradient(
+    problem: Problem,
+    z: Tensor,
+    evaluation: Evaluation,
+    gradient: Tensor,
+    gradient_of: Callable[[Problem], Tensor],
+    tolerance: float,
+) -> Checked:
+    """`verify_gradient` for every gradient mode: in a biased one the exact gradient is computed
+    once, to be checked and to be held against the biased one.
+
+    In the mode "linear" nothing is checked: no graph of the denoiser is ever built there, and
+    there may be no memory for one. `gradient_of` gives the gradient of a problem at this
+    evaluation. Raises GradientMismatch.
+    """
+    noise_map = problem.noise_map
+    if not isinstance(noise_map, ModalMap) or not noise_map.mode.biased:
+        error = verify_gradient(problem, z, evaluation, gradient, tolerance)
+        return Checked(error > tolerance)
+    if noise_map.mode.name == "linear":
+        return Checked()
+    exact = gradient_of(replace(problem, noise_map=noise_map.in_mode(EXACT)))
+    error = verify_gradient(problem, z, evaluation, exact, tolerance)
+    return Checked(error > tolerance, image_cosine(gradient, exact))
+
+
+def image_cosine(first: Tensor, second: Tensor) -> Tensor:
+    """The cosine [B] between two gradients [N,B,...], per image; 0 where one of them is zero."""
+    return (_directions(first) * _directions(second)).sum(1)
+
+
+def _directions(gradient: Tensor) -> Tensor:
+    """[N,B,...] -> [B,P] of unit norm, whatever the size: squares of small numbers underflow."""
+    rows = gradient.movedim(1, 0).flatten(1)
+    tiny = torch.finfo(rows.dtype).tiny
+    rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(tiny)
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(tiny)
 
 
 @torch.no_grad()

@@ -22,7 +22,8 @@ class GradientEstimator(Protocol):
         ...
 
     def exact(self, terms: Sequence[Term]) -> bool:
-        """Whether the result is the objective's own gradient, which a slope can be held against."""
+        """Whether the result is the objective's own gradient, which a slope can be held against,
+        where the map's gradient mode is exact."""
         ...
 
     def runs(self, terms: Sequence[Term]) -> int:
@@ -39,7 +40,7 @@ class GradientEstimator(Protocol):
 
 
 class Backpropagation(GradientEstimator):
-    """The exact gradient, through reward, decoder and every step of the sampler."""
+    """The gradient through reward, decoder and sampler: exact in the map's exact gradient mode."""
 
     def differentiates(self, terms: Sequence[Term]) -> bool:
         return True

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..estimators.probes import WideMap
 from .gradient_modes import EXACT, GradientMode, ModalMap
+from .graph import forward_to_pull
 from .sampler import NoiseMap, Path
 from .steps import Step, noise_count
 
@@ -124,8 +125,8 @@ def _blend(steps: tuple[Step, ...]) -> Blend | None:
 class CoarseMap:
     """M(z) of the full schedule's noise, sampled in the inner map's fewer steps.
 
-    It takes and gives back noise and gradients of the full schedule. A NoiseMap, a WideMap and a
-    ModalMap: of the inner map's modes and room.
+    It takes and gives back noise and gradients of the full schedule. A NoiseMap, and with the
+    inner map's own room, modes and kept graphs a WideMap, a ModalMap and a KeepingMap.
     """
 
     inner: NoiseMap
@@ -137,6 +138,9 @@ class CoarseMap:
 
     def forward(self, z: Tensor) -> Path:
         return self.inner.forward(self.coarsening.coarse(z))
+
+    def forward_to_pull(self, z: Tensor) -> Path:
+        return forward_to_pull(self.inner, self.coarsening.coarse(z))
 
     def pull(self, z: Tensor, path: Path, v: Tensor) -> Tensor:
         return self.coarsening.fine(self.inner.pull(self.coarsening.coarse(z), path, v))
