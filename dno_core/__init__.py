@@ -38,6 +38,7 @@ from .stop import (
 )
 from .trajectories.continuation import NotTheSameRun
 from .trajectories.file import TrajectoryFileError, load_trajectory, save_trajectory
+from .trajectories.redraw import Redraw
 from .trajectories.trajectory import Frames, Record, Recorder, Trajectory, best_iterations
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "Problem",
     "Record",
     "Recorder",
+    "Redraw",
     "Regularizer",
     "Reward",
     "SamplerMap",

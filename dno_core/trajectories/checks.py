@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..objective import TermInfo
 from .plain import Unfit
+from .redraw import RedrawNumbers
 from .trajectory import Record
 
 
@@ -51,6 +52,26 @@ def require_consistent(run: Run) -> None:
             raise Unfit(f"{where} holds NaN")
         if not all(abs(value) < float("inf") for row in record.scores for value in row):
             raise Unfit(f"a score of {where} is infinite")
+
+
+def require_consistent_redraw(redraw: RedrawNumbers, run: Run) -> None:
+    """Raise Unfit where what was drawn again is not of this run."""
+    terms, batch, count = len(run.terms), len(run.best), len(run.records)
+    if len(redraw.winners) != batch or len(redraw.taken) != batch:
+        raise Unfit(f"its redraw is not one of {batch} images")
+    if not all(0 <= place < count for place in redraw.winners):
+        raise Unfit(f"its redraw is of an iteration that is none of its {count}")
+    if redraw.best != run.best:
+        raise Unfit("its redraw is of another iteration than its best")
+    for name in ("before", "after"):
+        rows = getattr(redraw, name)
+        if len(rows) != terms:
+            raise Unfit(f"its redraw has {len(rows)} scores for {terms} rewards")
+        _require_rows(rows, batch, f"{name} of its redraw")
+        if not all(abs(value) < float("inf") for row in rows for value in row):
+            raise Unfit(f"a score '{name}' of its redraw is infinite or NaN")
+    if not redraw.seconds >= 0:
+        raise Unfit(f"its redraw took {redraw.seconds} seconds")
 
 
 def _require_rows(value: Any, batch: int, where: str) -> None:

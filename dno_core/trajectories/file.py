@@ -5,6 +5,10 @@ A safetensors file. Its metadata names the format and its version; the tensors a
     latents [I,B,C,h,w]   images uint8 [I,B,H,W,3]   best_noise, last_noise [N,B,C,h,w]
     optimizer.<name>      run: uint8, the text of a JSON object (terms, records, best, ...)
 
+and, in version 2, for a run whose result was drawn again
+
+    redraw.latents [2,B,C,h,w]   redraw.images uint8 [2,B,H,W,3]   redraw: uint8, JSON
+
 The JSON lies in a tensor because safetensors limits its header to 100 MB and would escape it; in
 one file both are replaced in one move. Numbers come back to the bit. Reading never executes
 anything and checks everything.
@@ -19,13 +23,22 @@ from typing import Any
 import torch
 
 from .atomic import Entry, stacked, whole, write_safetensors
-from .checks import Run, read_frames, read_noise, read_state, require_consistent
+from .checks import (
+    Run,
+    read_frames,
+    read_noise,
+    read_state,
+    require_consistent,
+    require_consistent_redraw,
+)
 from .frames import DEFAULT_BYTE_CAP, Frames
 from .plain import Unfit, from_json, to_json
+from .redraw import Redraw, RedrawNumbers
 from .trajectory import Trajectory
 
-FORMAT, VERSION = "dno-trajectory", 1
+FORMAT, VERSION = "dno-trajectory", 2
 SUFFIX = ".dno.safetensors"
+REDRAW = ("redraw", "redraw.latents", "redraw.images")
 
 
 class TrajectoryFileError(ValueError):
@@ -41,17 +54,19 @@ def save_trajectory(trajectory: Trajectory, path: Path) -> None:
     """
     run = Run(**{name.name: getattr(trajectory, name.name) for name in fields(Run)})
     count = len(trajectory.records)
-    text = torch.frombuffer(bytearray(to_json(run)), dtype=torch.uint8)
+    redraw = trajectory.redraw
     entries = [
         _frames("latents", trajectory.latents, count),
         _frames("images", trajectory.images, count),
         whole("best_noise", trajectory.best_noise),
         whole("last_noise", trajectory.last_noise),
         *(whole(f"optimizer.{name}", state) for name, state in trajectory.optimizer_state.items()),
-        whole("run", text),
+        whole("run", _text(run)),
+        *([] if redraw is None else _redraw_entries(redraw)),
     ]
+    version = 1 if redraw is None else VERSION  # what older packs can read, they are given
     try:
-        write_safetensors(path, {"format": FORMAT, "version": str(VERSION)}, entries)
+        write_safetensors(path, {"format": FORMAT, "version": str(version)}, entries)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -59,6 +74,19 @@ def save_trajectory(trajectory: Trajectory, path: Path) -> None:
             f"The trajectory could not be written to {path}: {error.strerror or error}. "
             "Free some space or choose another folder; nothing there was changed."
         ) from error
+
+
+def _redraw_entries(redraw: Redraw) -> list[Entry]:
+    numbers = RedrawNumbers(*(getattr(redraw, item.name) for item in fields(RedrawNumbers)))
+    return [
+        whole("redraw", _text(numbers)),
+        whole("redraw.latents", redraw.latents),
+        whole("redraw.images", redraw.images),
+    ]
+
+
+def _text(value: Any) -> torch.Tensor:
+    return torch.frombuffer(bytearray(to_json(value)), dtype=torch.uint8)
 
 
 def _frames(name: str, frames: Frames, count: int) -> Entry:
@@ -119,12 +147,9 @@ def _read(file: Any, byte_cap: int, folder: Path | None) -> Trajectory:
     required = {"run", "latents", "images", "best_noise", "last_noise"}
     if missing := sorted(required - names):
         raise Unfit(f"it has no '{missing[0]}'")
-    if unknown := sorted(names - required - state_names):
+    if unknown := sorted(names - required - state_names - set(REDRAW)):
         raise Unfit(f"it has '{unknown[0]}', which only a newer version of the pack knows")
-    text = file.get_tensor("run")
-    if text.dtype != torch.uint8 or text.ndim != 1:
-        raise Unfit("its 'run' is no text")
-    run: Run = from_json(Run, text.numpy().tobytes())
+    run: Run = _parsed(file, "run", Run)
     require_consistent(run)
     count, batch = len(run.records), len(run.best)
     last_noise = read_noise(file, "last_noise", batch)
@@ -148,4 +173,26 @@ def _read(file: Any, byte_cap: int, folder: Path | None) -> Trajectory:
         best_noise=best_noise,
         last_noise=last_noise,
         optimizer_state=state,
+        redraw=_read_redraw(file, names & set(REDRAW), run),
     )
+
+
+def _read_redraw(file: Any, names: set[str], run: Run) -> Redraw | None:
+    if not names:
+        return None
+    if missing := sorted(set(REDRAW) - names):
+        raise Unfit(f"it has no '{missing[0]}'")
+    numbers: RedrawNumbers = _parsed(file, "redraw", RedrawNumbers)
+    require_consistent_redraw(numbers, run)
+    batch = len(run.best)
+    latents = read_frames(file, "redraw.latents", 2, batch, floating=True)
+    images = read_frames(file, "redraw.images", 2, batch, floating=False)
+    values = {item.name: getattr(numbers, item.name) for item in fields(RedrawNumbers)}
+    return Redraw(**values, latents=torch.stack(list(latents)), images=torch.stack(list(images)))
+
+
+def _parsed(file: Any, name: str, kind: Any) -> Any:
+    text = file.get_tensor(name)
+    if text.dtype != torch.uint8 or text.ndim != 1:
+        raise Unfit(f"its '{name}' is no text")
+    return from_json(kind, text.numpy().tobytes())

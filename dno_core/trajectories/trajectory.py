@@ -15,6 +15,7 @@ from ..objective import TermInfo, objective
 from ..probability.typicality import TYPICAL
 from .continuation import Outcome, require_same_outcome, require_same_terms
 from .frames import DEFAULT_BYTE_CAP, Frames
+from .redraw import Redraw
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Trajectory:
     `best_noise_at` equals `best`; `last_noise` and `optimizer_state` are what a run goes on from.
     The optimizer's state at `best` is not kept: the images of a batch are best at different
     iterations, and no optimizer has ever been in the state that theirs make together. A climb
-    from the best noise begins with fresh moments.
+    from the best noise begins with fresh moments. `redraw`: the result at full quality, where the
+    iterations had less; its `best` is then this one's.
     """
 
     terms: tuple[TermInfo, ...]
@@ -63,6 +65,7 @@ class Trajectory:
     stop_reason: str
     warnings: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    redraw: Redraw | None = field(default=None, repr=False)
 
     @property
     def batch(self) -> int:
@@ -80,6 +83,25 @@ class Trajectory:
     def take(self, frames: Frames, indices: Sequence[int]) -> Tensor:
         """For every image of the batch its frame of the iteration given for it."""
         return torch.stack([frames[i][b] for b, i in enumerate(indices)])
+
+    @property
+    def result_latents(self) -> Tensor:
+        """[B,C,h,w]: what the run returns, at full quality where it was drawn again."""
+        if self.redraw is not None:
+            return self.redraw.result(self.redraw.latents)
+        return self.take(self.latents, self.best)
+
+    @property
+    def result_images(self) -> Tensor:
+        """uint8 [B,H,W,3]: the pictures of `result_latents`."""
+        if self.redraw is not None:
+            return self.redraw.result(self.redraw.images)
+        return self.take(self.images, self.best)
+
+    def with_redraw(self, redraw: Redraw | None) -> Trajectory:
+        """This run, its result drawn again; None forgets an earlier redraw and keeps `best`."""
+        best = self.best if redraw is None else redraw.best
+        return replace(self, best=best, redraw=redraw)
 
 
 def objectives(

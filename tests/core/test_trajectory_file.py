@@ -420,7 +420,7 @@ def test_another_safetensors_file_is_no_run(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
-    newer = {"format": FORMAT, "version": "2"}
+    newer = {"format": FORMAT, "version": "3"}
     assert "Update the pack" in refusal(rewritten(tmp_path, lambda *_: None, newer))
     for wrong in ("", "0", "-1", "one", "1.5"):
         odd = {"format": FORMAT, "version": wrong}
