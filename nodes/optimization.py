@@ -20,7 +20,7 @@ from ..dno_core import (
     weights_of,
 )
 from .climb import climb
-from .comfy_bridge.decoding import BlockDecoder
+from .comfy_bridge.decoding import BlockDecoder, vae_decode
 from .comfy_bridge.forecast import forecast_line
 from .comfy_bridge.loading import reward_patchers, run_model, run_vae
 from .comfy_bridge.progress import Progress, send_text
@@ -38,6 +38,9 @@ from .request import Request, Result
 from .resume import checks_gradient, is_done, require_same_run
 from .seeds import screened, starting_noise
 from .stock_run import stock_run
+
+DOWNSCALE_RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
+"""What an empty LATENT says of itself; each is known to the ComfyUI that writes it."""
 
 
 class _RunProblem(Problem):
@@ -71,7 +74,7 @@ def run(request: Request) -> Result:
         management = comfy.model_management
         samples = samples.to(management.intermediate_device(), management.intermediate_dtype())
     out = {key: value for key, value in request.latent.items() if "downscale_ratio" not in key}
-    return Result({**out, "samples": samples}, request.vae.decode(samples), trajectory)
+    return Result({**out, "samples": samples}, vae_decode(request.vae, samples), trajectory)
 
 
 def _resumed_or_begun(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
@@ -101,12 +104,8 @@ def _model_latent(model: Any, latent: dict[str, Any]) -> Tensor:
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
         return samples
-    fixed = comfy.sample.fix_empty_latent_channels(
-        model,
-        samples,
-        latent.get("downscale_ratio_spacial"),
-        latent.get("downscale_ratio_temporal"),
-    )
+    ratios = {name: latent[name] for name in DOWNSCALE_RATIOS if name in latent}
+    fixed = comfy.sample.fix_empty_latent_channels(model, samples, **ratios)
     channels = model.get_model_object("latent_format").latent_channels
     if fixed.shape[1] != channels:
         raise ValueError(

@@ -14,6 +14,7 @@ from ..dno_core import (
     Typicality,
     weights_of,
 )
+from .comfy_bridge.decoding import vae_decode
 from .comfy_bridge.loading import reward_patchers
 from .comfy_bridge.sampling import draw_noise, model_steps, stock_sampler
 from .comfy_bridge.scope import gradient_scope, normal_copies
@@ -39,7 +40,7 @@ def stock_run(request: Request, latent: Tensor, sigmas: Tensor) -> tuple[Tensor,
         steps = model_steps(model_sampling, normal_copies(sigmas), request.eta)
         device = request.model.load_device
         z = draw_noise(normal_copies(noise).to(device), steps, request.seed)
-        image = normal_copies(request.vae.decode(samples)).movedim(-1, 1).float()
+        image = normal_copies(vae_decode(request.vae, samples)).movedim(-1, 1).float()
         patchers = reward_patchers(term.reward for term in request.terms)
         comfy.model_management.load_models_gpu(patchers)
         image = image.to(device).clamp(0, 1)

@@ -31,6 +31,9 @@ class BlockDecoder:
         self._to_latent = to_latent
         self._on_call = on_call
         self._stages = decode_stages(vae.first_stage_model)
+        self._clips = vae.latent_dim == 3
+        if self._clips:
+            self._stages.append(_only_frame)
         self._offset, self._slope = output_range(vae)
 
     @torch.no_grad()
@@ -63,7 +66,16 @@ class BlockDecoder:
         return vjp_unit(self._enter, [x], v)[0]
 
     def _enter(self, x: Tensor) -> Tensor:
-        return self._to_latent(x).to(device=self._vae.device, dtype=self._vae.vae_dtype)
+        latent = self._to_latent(x)
+        if latent.ndim == 5 and not self._clips:
+            latent = latent[:, :, 0]
+        return latent.to(device=self._vae.device, dtype=self._vae.vae_dtype)
+
+
+def vae_decode(vae: Any, samples: Tensor) -> Tensor:
+    """IMAGE [B,H,W,3] of a LATENT's samples, as the node VAE Decode gives it."""
+    images = vae.decode(samples)
+    return images.flatten(0, 1) if images.ndim == 5 else images
 
 
 def decode_stages(model: nn.Module) -> list[Stage]:
@@ -77,7 +89,7 @@ def decode_stages(model: nn.Module) -> list[Stage]:
     if plain and type(decoder) is ConvDecoder and not decoder.carried:
         entry: Any = getattr(model, "post_quant_conv", None)
         return ([entry] if entry is not None else []) + _conv_stages(decoder)
-    if type(model) is TAESD and type(model.taesd_decoder) is TinyDecoder:
+    if type(model) is TAESD and type(model.taesd_decoder) in (nn.Sequential, TinyDecoder):
         return [_taesd_enter(model), *model.taesd_decoder, lambda h: h.sub(0.5).mul(2)]
     whole: Any = model
     return [lambda z: whole.decode(z)]
@@ -103,6 +115,16 @@ def _conv_stages(decoder: Any) -> list[Stage]:
 
 def _taesd_enter(model: Any) -> Stage:
     return lambda z: (z - model.vae_shift) * model.vae_scale
+
+
+def _only_frame(clip: Tensor) -> Tensor:
+    """[B,3,1,H,W] -> [B,3,H,W]. Raises ValueError for more frames."""
+    if clip.shape[2] != 1:
+        raise ValueError(
+            f"This VAE makes {clip.shape[2]} frames of one latent, and rewards judge one picture. "
+            "Use the VAE of an image model."
+        )
+    return clip[:, :, 0]
 
 
 def _timeless(block: nn.Module) -> Stage:

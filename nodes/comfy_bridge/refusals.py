@@ -18,10 +18,10 @@ class Unsupported(ValueError):
 
 def refuse_unsupported(model: Any, conds: dict[str, list[dict[str, Any]]], latent: Any) -> None:
     """Raise Unsupported for what would give a wrong gradient, naming it and the way out."""
-    if getattr(latent, "is_nested", False) or latent.ndim != 4:
+    if not _holds_pictures(latent):
         raise Unsupported(
             "DNO Sampler works on single images, and this latent holds video or audio. "
-            "Use an image model with a plain empty latent."
+            "Use an image model with a plain empty latent, or a video model with one frame."
         )
     for key in CACHES:
         if any(key in wrappers for wrappers in model.wrappers.values()):
@@ -62,6 +62,13 @@ def refuse_wrong_vae(model: Any, vae: Any) -> None:
         )
 
 
+def _holds_pictures(latent: Any) -> bool:
+    """Whether it is [B,C,h,w], or [B,C,1,h,w] as video models and Qwen-Image have a picture."""
+    if getattr(latent, "is_nested", False):
+        return False
+    return latent.ndim == 4 or (latent.ndim == 5 and latent.shape[2] == 1)
+
+
 def _averages_guidance(model: Any) -> bool:
     """Whether core's APG node was set to a running average; its state is in its closure."""
     functions = model.model_options.get("sampler_pre_cfg_function", ())
@@ -76,7 +83,7 @@ def _averages_guidance(model: Any) -> bool:
 def _hangers_on(model: Any, conds: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, Any]]:
     """The models besides the UNet that take part in a denoiser call, and what they are."""
     for control in controls_of(conds):
-        yield from (("ControlNet", patcher) for patcher in control.get_models_only_self())
+        yield from (("ControlNet", patcher) for patcher in control.get_models())
     for entry in chain.from_iterable(conds.values()):
         if "gligen" in entry:
             yield "GLIGEN model", entry["gligen"][1]

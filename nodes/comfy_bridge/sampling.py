@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -237,7 +238,29 @@ def model_steps(model_sampling: Any, sigmas: Tensor, eta: float) -> tuple[Step, 
     """The linear form of the steps that the stock function takes for this kind of model."""
     if isinstance(model_sampling, comfy.model_sampling.CONST):
         return flow_steps(sigmas, eta, float(getattr(model_sampling, "noise_scale", 1.0)))
-    return ddim_steps(sigmas, eta)
+    return _as_rounded(ddim_steps(sigmas, eta), sigmas, eta)
+
+
+def _as_rounded(steps: tuple[Step, ...], sigmas: Tensor, eta: float) -> tuple[Step, ...]:
+    """The steps with the coefficients that the stock function computes, in the sigmas' float32.
+
+    From zero SNR (sigma 4,500) the difference is felt. Where sigma falls by more than 4,096 times
+    in one step, the sigma that is left before the noise rounds to 0: then the stock function
+    takes D as its result, as at the end, and draws no noise.
+    """
+    rounded: list[Step] = []
+    used = 1
+    for step, following in zip(steps, sigmas[1:], strict=True):
+        down, up = k_diffusion.get_ancestral_step(step.sigma, following, eta)
+        if down == 0:
+            step = replace(step, a=0.0, b=1.0, c=0.0, noise=None)
+        else:
+            change = float(down - step.sigma) / float(step.sigma)
+            noise = used if eta > 0 else None
+            step = replace(step, a=1 + change, b=-change, c=float(up), noise=noise)
+            used += noise is not None
+        rounded.append(step)
+    return tuple(rounded)
 
 
 def draw_noise(noise: Tensor, steps: tuple[Step, ...], seed: int) -> Tensor:

@@ -26,6 +26,8 @@ SCHEDULERS = [
 
 def assert_equal_to_stock(asked: Any) -> None:
     """With 0 iterations, and at iteration 0 inside a run."""
+    import nodes
+
     from comfyui_dno.nodes import optimization
 
     expected = stock(asked)["samples"]
@@ -35,7 +37,7 @@ def assert_equal_to_stock(asked: Any) -> None:
     result = optimization.run(dataclasses.replace(asked, iterations=0))
     assert torch.equal(result.latent["samples"], expected)
     assert result.latent["samples"].dtype == expected.dtype
-    assert torch.equal(result.image, asked.vae.decode(expected))
+    assert torch.equal(result.image, nodes.VAEDecode().decode(asked.vae, {"samples": expected})[0])
 
 
 def latent(batch: int, mask: bool, empty: bool) -> dict[str, Any]:
