@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..problem import FunctionDecoder
+from .gradient_modes import EXACT, GradientMode
 from .sampler import Denoiser, SamplerMap
 from .steps import ddim_steps, vp_sigmas
 
@@ -89,6 +90,7 @@ def diffusers_map(
     *,
     cfg: float = 5.0,
     eta: float = 1.0,
+    mode: GradientMode = EXACT,
 ) -> SamplerMap:
     """M(z) of a diffusers UNet under its DDIMScheduler's betas and prediction type.
 
@@ -99,4 +101,4 @@ def diffusers_map(
         unet, sigmas, timesteps, prompt, negative, cfg, scheduler.config.prediction_type
     )
     factor = float(torch.sqrt(1 + sigmas[0] ** 2))
-    return SamplerMap(denoise, ddim_steps(sigmas, eta), start=lambda z0: z0 * factor)
+    return SamplerMap(denoise, ddim_steps(sigmas, eta), lambda z0: z0 * factor, mode)
