@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 from weakref import WeakSet
 
@@ -117,6 +118,16 @@ class Ledger:
             saved.tensor = None
 
 
+@cache
+def _written(func: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of the arguments that an operation writes to."""
+    return tuple(
+        (index, argument.name)
+        for index, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
 class _BeforeWrites(TorchDispatchMode):
     """Tells the ledger of every tensor that an operation is about to write to."""
 
@@ -132,12 +143,11 @@ class _BeforeWrites(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        for index, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                given = args[index] if index < len(args) else kwargs.get(argument.name)
-                for tensor in given if isinstance(given, (list, tuple)) else [given]:
-                    if isinstance(tensor, Tensor):
-                        self._ledger.before_write(tensor)
+        for index, name in _written(func):
+            given = args[index] if index < len(args) else kwargs.get(name)
+            for tensor in given if isinstance(given, (list, tuple)) else [given]:
+                if isinstance(tensor, Tensor):
+                    self._ledger.before_write(tensor)
         return func(*args, **kwargs)
 
 
