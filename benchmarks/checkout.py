@@ -1,4 +1,4 @@
-"""What a benchmark script starts with: this checkout as a package, and ComfyUI on the CPU."""
+"""What a benchmark script starts with: this checkout as a package, and ComfyUI."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def map_pack() -> None:
     spec.loader.exec_module(pack)
 
 
-def start_comfyui() -> None:
-    """Put the pack and ComfyUI, set to the CPU, on the import path, unless they are there."""
+def start_comfyui(gpu: bool = False) -> None:
+    """Put the pack and ComfyUI on the import path, unless they are there; on the CPU or a GPU."""
     map_pack()
     if "comfy" in sys.modules:
         return
@@ -38,6 +38,7 @@ def start_comfyui() -> None:
     sys.path.insert(0, str(tree))
     import comfy.cli_args
 
-    comfy.cli_args.args.cpu = True
+    comfy.cli_args.args.cpu = not gpu
     comfy.cli_args.args.base_directory = tempfile.mkdtemp(prefix="dno-benchmark-")
-    torch.set_num_threads(1)
+    if not gpu:
+        torch.set_num_threads(1)
