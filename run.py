@@ -3,6 +3,7 @@
     python run.py demo [--output DIR]     a picture that climbs its reward, in a real ComfyUI
     python run.py test [pytest arguments] the tests; --comfyui VERSION or all: against others
     python run.py ui                      the same workflow in the browser
+    python run.py bench [--quick]         the benchmarks; --gpu: what only a GPU shows
 
 Each command does its own set-up. Python 3.10 or newer is all it needs.
 """
@@ -77,6 +78,13 @@ def pytest_against(python: Path, tree: Path, arguments: list[str]) -> int:
     return subprocess.run(command, cwd=environment.ROOT, env=settings).returncode
 
 
+def run_benchmarks(arguments: list[str], gpu: bool) -> int:
+    python, tree = ready("test")
+    script = environment.ROOT / "benchmarks" / ("gpu.py" if gpu else "bench.py")
+    settings = dict(os.environ, COMFYUI_PATH=str(tree))
+    return subprocess.run([str(python), str(script), *arguments], env=settings).returncode
+
+
 def run_ui(open_browser: bool) -> int:
     python, tree = ready("run")
     demo.ui(python, tree, open_browser)
@@ -87,7 +95,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | ui")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     show = commands.add_parser("demo", help="run first light and write its three pictures")
     show.add_argument("--output", type=Path, default=Path("dno-demo"), metavar="DIR")
     show.add_argument("--gpu", action="store_true", help="use the GPU (default: the CPU)")
@@ -100,10 +108,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     tests.add_argument("--comfyui", choices=[*comfyui.SOURCES, "all"], default="")
     page = commands.add_parser("ui", help="open first light in the browser")
     page.add_argument("--no-browser", action="store_true", help="only print the address")
+    bench = commands.add_parser(
+        "bench",
+        help="run the benchmarks; arguments go to benchmarks/bench.py, or to gpu.py",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    bench.add_argument("--gpu", action="store_true")
     known, rest = parser.parse_known_args(arguments)
-    if rest and known.command != "test":
+    if rest and known.command not in ("test", "bench"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    known.rest = without(arguments[1:], "--comfyui") if known.command == "test" else []
+    passed_on = {"test": without(arguments[1:], "--comfyui"), "bench": rest}
+    known.rest = passed_on.get(known.command, [])
     return known
 
 
@@ -133,6 +149,8 @@ def main(arguments: list[str]) -> int:
             return run_demo(chosen.output, chosen.gpu)
         if chosen.command == "test":
             return run_tests(chosen.rest, chosen.comfyui)
+        if chosen.command == "bench":
+            return run_benchmarks(chosen.rest, chosen.gpu)
         return run_ui(not chosen.no_browser)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)

@@ -1,14 +1,15 @@
 """The batched probability regularizer against a plain loop over permutations: time, memory, power.
 
     python benchmarks/regularizer.py [--numbers 835584] [--permutations 100] [--repeats 3]
-    python benchmarks/regularizer.py --power
+    python benchmarks/regularizer.py --power | --quick
 
 All compute L_reg and its gradient of the same noise on one thread. The loop is the published
 algorithm: every permutation drawn on the CPU, four scalars fetched, a singular value
 decomposition for the norm, autograd for the gradient. Against it stand uniform permutations
 (the same ones; drawn anew by each, and handed ready to both) and structured ones. Memory is the
 peak of a process of its own. `--power`: how often planted deviations are found by P(z) under
-either family. Results go to benchmarks/results/regularizer.json.
+either family. Results go to benchmarks/results/regularizer.json; `--quick` (few numbers) only
+prints, unless an --output is given.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ SIZES = {
     "heavy tails": (1.25, 1.5, 2.0),
     "slow drift": (0.2, 0.3),
 }
+QUICK_NUMBERS = 20_480
 POWER_NUMBERS, POWER_DRAWS, POWER_NULL = 8_192, 2_000, 10_000
 
 
@@ -208,14 +210,19 @@ def main() -> None:
     parser.add_argument("--permutations", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--power", action="store_true", help="detection rates instead of times")
+    parser.add_argument("--quick", action="store_true", help="few numbers, one repeat, print only")
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    n, b = given.numbers, given.permutations
+    n, b, repeats = given.numbers, given.permutations, given.repeats
+    if given.quick:
+        n, b, repeats = QUICK_NUMBERS, 10, 1
     if given.peak:
         print(peak(given.peak, n, b))
         return
-    result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    output = given.output or (None if given.quick else RESULTS)
+    result = json.loads(output.read_text(encoding="utf-8")) if output and output.is_file() else {}
     if given.power:
         result["power"] = power(POWER_NUMBERS, b)
     else:
@@ -224,12 +231,13 @@ def main() -> None:
             "permutations": b,
             "torch": torch.__version__,
             "machine": platform.machine(),
-            **times(n, b, given.repeats),
-            **measuring(given.repeats),
+            **times(n, b, repeats),
+            **measuring(repeats),
             "peak_megabytes": memory(n, b),
         }
     result = rounded(result)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if output is not None:
+        output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 
 

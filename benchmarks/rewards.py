@@ -9,7 +9,7 @@ score and backward; preprocessing is what stands before the network (resize, cro
 forward and backward. Texts and references are embedded once a run and left out. `--full` adds the
 published models at their size with random weights, up to 4 GB each. `--missing` measures only what
 the result file has not. Results go to benchmarks/results/rewards.json; `--quick` (one size, one
-repeat) only prints.
+repeat) only prints, unless an --output is given.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--quick", action="store_true", help="one size, one repeat, print only")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     map_pack()
@@ -232,7 +232,8 @@ def main() -> None:
         print(json.dumps(measure(cases()[given.one], given.sizes[0], given.repeats)))
         return
     sizes, repeats = ([512], 1) if given.quick else (given.sizes, given.repeats)
-    old = json.loads(given.output.read_text(encoding="utf-8")) if given.output.is_file() else {}
+    output = given.output or (None if given.quick else RESULTS)
+    old = json.loads(output.read_text(encoding="utf-8")) if output and output.is_file() else {}
     wanted = [
         case
         for case in cases().values()
@@ -250,7 +251,7 @@ def main() -> None:
     }
     print(f"The demo model's 10 steps: {result['demo_forward_ms']:.0f} ms\n{HEADER}")
     for case in wanted:
-        rows = {} if given.quick else result["rewards"].setdefault(case.name, {})
+        rows = result["rewards"].setdefault(case.name, {})
         for size in map(str, sizes):
             if not (given.missing and size in rows):
                 try:
@@ -258,8 +259,8 @@ def main() -> None:
                 except RuntimeError as error:
                     print(f"{case.name:32}{size:>5}  failed: {error}")
                     continue
-                if not given.quick:
-                    given.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                if output is not None:
+                    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             print(line(case.name, size, rows[size], result["demo_forward_ms"]), flush=True)
     for name, reason in result["left_out"].items():
         print(f"{name}: left out, {reason}")
