@@ -12,8 +12,8 @@ It runs in the interpreter that starts it. That one has to hold what ComfyUI its
 and torchvision with CUDA, torchaudio, torchsde, numpy, scipy, einops, pillow, psutil, tqdm,
 pyyaml, safetensors, transformers, tokenizers, sentencepiece, aiohttp, yarl, requests, pydantic,
 pydantic-settings, SQLAlchemy, alembic, av, blake3, filelock, kornia, spandrel, simpleeval,
-comfy-aimdo and comfy-kitchen; pytest for the last stage; open_clip_torch is not needed. What is
-missing is named before anything starts. ComfyUI's tree is the one that COMFYUI_PATH names, or the
+comfy-aimdo and comfy-kitchen, and open_clip_torch; pytest for the last stage. What is missing is
+named before anything starts. ComfyUI's tree is the one that COMFYUI_PATH names, or the
 one that the pack lies in, or the one that `python run.py demo` fetched.
 
 Stages, each as far as time allows, in order of value:
@@ -54,7 +54,7 @@ NEEDED = (
     "torch", "torchvision", "torchaudio", "torchsde", "numpy", "scipy", "einops", "PIL", "psutil",
     "tqdm", "yaml", "safetensors", "transformers", "tokenizers", "sentencepiece", "aiohttp",
     "yarl", "requests", "pydantic", "pydantic_settings", "sqlalchemy", "alembic", "av", "blake3",
-    "filelock", "kornia", "spandrel", "simpleeval", "comfy_aimdo", "comfy_kitchen",
+    "filelock", "kornia", "spandrel", "simpleeval", "comfy_aimdo", "comfy_kitchen", "open_clip",
 )  # fmt: skip
 RESERVED = {"iterations": 130.0, "gradients": 70.0, "tests": 5.0}
 """Seconds that a stage leaves to those after it."""
@@ -159,10 +159,10 @@ def iterations(machine: Any, sheet: Any) -> None:
 
 def gradients(machine: Any, sheet: Any) -> None:
     """Every check of gpu_parts.gradients, each on models of its own."""
-    import comfy.model_management
     from gpu_parts.gradients import Absent, Gradients
 
-    for check in Gradients(machine).checks():
+    work = Gradients(machine)
+    for check in work.checks():
         if sheet.seconds_left - RESERVED["gradients"] < LEAST_SECONDS / 2:
             sheet.skip("gradients", check.name, "no time was left")
             continue
@@ -172,10 +172,9 @@ def gradients(machine: Any, sheet: Any) -> None:
             sheet.skip("gradients", check.name, str(absent))
         except Exception as error:
             sheet.fail("gradients", check.name, error)
-        finally:
-            comfy.model_management.unload_all_models()
-            machine.begin()
+            work.clear()
         _say(check.name, sheet)
+    work.clear()
 
 
 def tests(machine: Any, sheet: Any) -> None:

@@ -21,7 +21,7 @@ DDCONFIG = {
     "attn_resolutions": [],
     "dropout": 0.0,
 }
-SMALL_VAE = {"ch": 32, "num_res_blocks": 1}
+SMALL_VAE = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 COMMON = {
     "use_checkpoint": False,
     "image_size": 32,

@@ -49,6 +49,7 @@ class Gradients:
         self._family = tiny(SD15) if machine.dry else SD15._replace(pixels=PIXELS)
         self._references: dict[str, Tensor] = {}
         self._vae: Any = None
+        self._kept: tuple[Any, Any] | None = None
         out_of_tf32()
 
     def checks(self) -> Iterator[Check]:
@@ -110,14 +111,14 @@ class Gradients:
                 kwargs |= {"lowvram_model_memory": self.model_size() // 3, "full_load": False}
                 return super().load(device_to, *args, **kwargs)
 
-        resident = self._model(torch.bfloat16, weights_on=torch.device("cpu"))
+        cpu = torch.device("cpu")
+        resident = self._model(torch.bfloat16, weights_on=cpu)
         expected = self._gradient(resident)
         comfy.model_management.unload_all_models()
-        partly = Partly(resident.model, self._machine.device, torch.device("cpu"))
-        found = self._gradient(partly)
+        found = self._gradient(Partly(resident.model, self._machine.device, cpu))
         if not resident.model.model_lowvram:
             raise RuntimeError("The weights were all loaded: nothing was offloaded.")
-        comfy.model_management.unload_all_models()
+        self._kept = None
         return _judged(likeness(found, expected), SAME_TOLERANCE)
 
     def _fp8(self) -> dict[str, Any]:
@@ -199,8 +200,21 @@ class Gradients:
             attention.optimized_attention = attention.optimized_attention_masked = before
 
     def _model(self, dtype: torch.dtype, **more: Any) -> Any:
+        """A clone, with options of its own, of the one model that is on the device at a time."""
+        key = dtype, tuple(more.items())
+        if self._kept is None or self._kept[0] != key:
+            self.clear()
+            self._kept = key, model(self._family, dtype, self._machine.device, **more)
+        return self._kept[1].clone()
+
+    def clear(self) -> None:
+        """Nothing but references in main memory is left."""
+        import comfy.model_management
+
+        self._kept = None
         self._machine.begin()
-        return model(self._family, dtype, self._machine.device, **more)
+        comfy.model_management.unload_all_models()
+        self._machine.begin()
 
     def _compared(
         self,

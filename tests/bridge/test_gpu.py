@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,11 +19,27 @@ from .runs import inside, iteration_zero, request, stock, wavy_reward
 pytestmark = pytest.mark.gpu
 
 
+@pytest.fixture(autouse=True)
+def float32_is_float32() -> Iterator[None]:
+    """cuDNN's convolutions round float32 to 10 bits unless they are told not to."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def gpu() -> torch.device:
+    """ComfyUI's device; it has an index, and "cuda" is not equal to "cuda:0"."""
+    import comfy.model_management
+
+    return comfy.model_management.get_torch_device()
+
+
 def gpu_request(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A run on the GPU: the model in `dtype`, the VAE in float32."""
-    model = changes.pop("model", None) or tiny.sd_model(dtype, device="cuda")
+    model = changes.pop("model", None) or tiny.sd_model(dtype, device=gpu())
     vae = tiny.vae(torch.float32)
-    assert vae.device.type == "cuda"
+    assert vae.device == gpu()
     return request(torch.float32, model=model, vae=vae, **changes)
 
 
@@ -37,7 +54,7 @@ def gradient_of(asked: Any, z: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "limit"), [(torch.float32, 1e-3), (torch.float16, 0.1), (torch.bfloat16, 0.3)]
+    ("dtype", "limit"), [(torch.float32, 1e-3), (torch.float16, 0.03), (torch.bfloat16, 0.2)]
 )
 def test_the_gradient_is_that_of_the_cpu_in_float32(dtype: torch.dtype, limit: float) -> None:
     with torch.inference_mode(False):
@@ -72,17 +89,21 @@ def test_memory_does_not_grow_with_the_steps_and_is_given_back() -> None:
         torch.cuda.empty_cache()
         return torch.cuda.memory_allocated()
 
-    vae_and_model = gpu_request()
-    before = used()
-    peaks = []
-    for steps in (4, 24):
+    def peak(steps: int) -> int:
+        """Bytes beyond what was in use before the run, and is after it."""
+        before = used()
         torch.cuda.reset_peak_memory_stats()
-        optimization.run(
-            gpu_request(model=vae_and_model.model, steps=steps, iterations=1, check_gradient=False)
-        )
-        peaks.append(torch.cuda.max_memory_allocated())
-    assert peaks[1] < 1.2 * peaks[0]
-    del vae_and_model
+        latent = {"samples": torch.zeros(2, tiny.LATENT[0], 32, 32)}
+        asked = {"steps": steps, "iterations": 1, "check_gradient": False, "latent": latent}
+        optimization.run(gpu_request(model=model, graph_memory="recompute", **asked))
+        return torch.cuda.max_memory_allocated() - before
+
+    model = tiny.sd_model(torch.float32, device=gpu())
+    peak(4)  # libraries keep workspaces from their first call on
+    before = used()
+    few, many = peak(4), peak(24)
+    assert few > 2**24  # a graph, and not the workspace alone
+    assert many < 1.2 * few
     assert used() <= before + 2**20
 
 
