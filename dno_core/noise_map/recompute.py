@@ -87,8 +87,8 @@ class Recomputation:
             self._found = True
             return out
         call.note_writes(tensors)
-        made = _Block.apply(call, [_own(part) for part in parts], *inputs)
-        return made[0] if isinstance(out, Tensor) else type(out)(made)
+        made = iter(_Block.apply(call, [_own(part) for part in parts], *inputs))
+        return _filled(out, lambda part: next(made))
 
 
 class _Call:
@@ -243,12 +243,13 @@ def _emptied(value: Any, tensors: dict[int, Tensor]) -> Any:
 
 
 def _parts(out: Any) -> list[Tensor] | None:
-    """The tensors of a block's result; None where it is more than a tensor or several."""
-    if isinstance(out, Tensor):
-        return [out]
-    if type(out) in (list, tuple) and all(isinstance(part, Tensor) for part in out):
-        return list(out)
-    return None
+    """The tensors of a block's result; None where it is more than tensors and Nones."""
+    members = [out] if isinstance(out, Tensor) else out
+    if type(members) not in (list, tuple):
+        return None
+    parts = [part for part in members if isinstance(part, Tensor)]
+    plain = all(part is None or isinstance(part, Tensor) for part in members)
+    return parts if plain and parts else None
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -8,36 +8,43 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from .loading import GRAPH_ROOM
+from .graph_room import block_room, plain_room
+from .memory import GraphMemory
 
 MOMENTS = 8
 """Tensors of the noise's size alive at once: noise, gradient, regularizer, Adam's moments, best."""
 
 
-def forecast_bytes(model: Any, vae: Any, z: Tensor, with_graph: bool = True) -> int:
-    """Memory a run takes beside the weights, in bytes, by ComfyUI's own estimates.
+def forecast_bytes(model: Any, vae: Any, z: Tensor, graphs: GraphMemory | None) -> int:
+    """Memory a run takes beside the weights, in bytes, by estimates; kept graphs left out.
 
-    The larger of one denoiser call (its graph, if one is built) and one decode, plus the noise
-    [N,B,C,H,W] and what the optimizer keeps of its size, plus the latents of one forward run.
+    The larger of one denoiser call (with its graph, unless `graphs` is None) and one decode, plus
+    the noise [N,B,C,H,W] and what the optimizer keeps of its size, and the latents of one forward
+    run.
     """
     shape = list(z.shape[1:])
-    call = model.model.memory_required([2 * shape[0], *shape[1:]])
-    graph = GRAPH_ROOM * call if with_graph else call
+    if graphs is None:
+        call = model.model.memory_required([2 * shape[0], *shape[1:]])
+    else:
+        call = (block_room if graphs.by_blocks else plain_room)(model, shape)
     decode = vae.memory_used_decode([1, *shape[1:]], vae.vae_dtype)
     noise = z.numel() * 4
-    return int(max(graph, decode) + (MOMENTS + 1) * noise)
+    return int(max(call, decode) + (MOMENTS + 1) * noise)
 
 
 def forecast_line(
-    model: Any, vae: Any, z: Tensor, iterations: int, calls: int, with_graph: bool = True
+    model: Any, vae: Any, z: Tensor, iterations: int, calls: int, graphs: GraphMemory | None
 ) -> str:
-    """The forecast of memory and work as a line for the node."""
-    need = forecast_bytes(model, vae, z, with_graph) / 2**30
+    """The forecast of memory and work as a line for the node; `graphs`: None where no graph of
+    the model is built."""
+    need = forecast_bytes(model, vae, z, graphs) / 2**30
     free = comfy.model_management.get_free_memory(model.load_device) / 2**30
     line = (
         f"forecast: {iterations} iterations of {calls} steps; about {need:.1f} GB beside the "
         f"weights, {free:.1f} GB free"
     )
+    if graphs is not None:
+        line += f"; {graphs.line}"
     if need > free:
         line += "\nWARNING: that may not fit. Use a smaller image or batch."
     return line

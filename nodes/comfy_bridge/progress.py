@@ -34,6 +34,7 @@ class Progress:
         self._total = 1.0
         self._begun = time.perf_counter()
         self._forecast = ""
+        self._remark = ""
 
     def plan(self, total: float, forecast: str) -> None:
         """Set how many calls the run will make; the bar starts and the forecast is shown.
@@ -83,8 +84,14 @@ class Progress:
             self._bar.update_absolute(min(int(self._done), int(self._total)), None, preview)
 
     def text(self, line: str) -> None:
-        """Write a line on the node, where there is a server."""
-        send_text(line, self._node_id)
+        """Write a line on the node, where there is a server; under it the last remark."""
+        send_text("\n".join(filter(None, [line, self._remark])), self._node_id)
+
+    def remark(self, line: str) -> None:
+        """Say how the run goes on from now: it stays on the node, until there is another."""
+        log.info(line)
+        self._remark = line
+        self.text(self._forecast)
 
 
 def strip(images: Tensor, most: int = 4) -> Image.Image:

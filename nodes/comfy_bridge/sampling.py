@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -30,8 +31,13 @@ from ...dno_core import (
     noise_count,
     sweep,
 )
+from ...dno_core.noise_map.graph import Graph
+from ...dno_core.noise_map.sampler import kept_steps
+from ...dno_core.noise_map.saved import Ledger, Overwritten
+from .graphs import CallGraphs
 from .hook_frames import HookFrames
 from .loading import run_model
+from .memory import AUTO, GraphMemory, graph_memory
 from .random_states import RandomStates
 from .refusals import refuse_unsupported
 from .scope import NormalInputs, free_control_hints, free_weights, normal_copies
@@ -44,10 +50,11 @@ FORWARD_COST, BACKWARD_COST = 1, 3
 
 
 class ComfyMap:
-    """The noise-to-latent map of one guider, schedule and eta: a WideMap and a ModalMap of
-    dno_core.
+    """The noise-to-latent map of one guider, schedule and eta: a WideMap, a ModalMap and a
+    KeepingMap of dno_core.
 
     `on_call` runs before every denoiser call, forward and backward; it may raise to cancel.
+    `graphs` says which of their graphs are kept; by default none is.
     """
 
     def __init__(
@@ -61,8 +68,10 @@ class ComfyMap:
         max_denoise: bool,
         on_call: OnCall,
         mode: GradientMode = EXACT,
+        graphs: CallGraphs | None = None,
     ) -> None:
         self.mode = mode
+        self.graphs = graphs or CallGraphs(guider, GraphMemory())
         self._guider = guider
         self._sigmas = sigmas
         self._extra_args = extra_args
@@ -86,22 +95,45 @@ class ComfyMap:
         latent = _tiled(self._latent_image, z0.shape[0])
         return self._sampling.noise_scaling(self._sigmas[0], z0, latent, self._max_denoise)
 
-    @torch.no_grad()
     def forward(self, z: Tensor) -> Path:
         """Run the stock sampler function, fed with z [N,B,...]; keep the latents it asked about.
 
         z [N, c B, ...] runs c noises for the B images side by side, where `probe_room` allows.
         """
+        return self._run(z, _Recording(self._masked, self._before_step))
+
+    def forward_to_pull(self, z: Tensor) -> Path:
+        """`forward`, with the graphs of as many denoiser calls kept as there is memory for."""
+        steps = len(self.steps)
+        kept = kept_steps(steps, self.mode, self.graphs.keep(self.mode.costs(steps)))
+        if not kept:
+            return self.forward(z)
+        free_loaded_weights()
+        free_control_hints(self._guider.conds)
+        keeping = _Keeping(self._masked, self._before_step, kept, partial(self._graph, z[0]))
+        ledger = keeping.ledger
+        try:
+            with ledger.watching():
+                path = self._run(z, keeping)
+        except BaseException:
+            ledger.close()
+            raise
+        finally:
+            self._masked.noise = None
+        self.graphs.note(path)
+        return path
+
+    @torch.no_grad()
+    def _run(self, z: Tensor, recording: _Recording) -> Path:
         for state in self._replayed:
             state.begin()
-        latents: list[Tensor] = []
         noises = iter(z[1:])
         options: dict[str, Any] = {}
         if self._eta > 0:
             options = {"eta": self._eta, "noise_sampler": lambda *_: next(noises)}
-        cost = FORWARD_COST * (z.shape[1] // self._latent_image.shape[0])
+        recording.cost = FORWARD_COST * (z.shape[1] // self._latent_image.shape[0])
         final = sampler_function(self._eta)(
-            _Recording(self._masked, latents, lambda index: self._before_step(index, cost)),
+            recording,
             self.start(z[0]),
             self._sigmas,
             extra_args=self._inpainting(z[0]),
@@ -109,7 +141,18 @@ class ComfyMap:
             **options,
         )
         self._wide = self._wide and not self._dice.rolled()
-        return Path(tuple(latents), final)
+        return Path(tuple(recording.latents), final, recording.graphs)
+
+    def _graph(self, z0: Tensor, x: Tensor, index: int, ledger: Ledger) -> Graph:
+        """D at one step of a forward run, with its graph as a function of (x, z_0)."""
+
+        def before() -> None:
+            self._on_call(BACKWARD_COST)
+            self.graphs.begin(kept=True)
+
+        graph = Graph(partial(self._differentiable, index), [x, z0], ledger, before)
+        self._masked.noise = z0
+        return graph
 
     def probe_room(self, z: Tensor, wanted: int) -> int:
         """How many noises shaped as z [N,B,...] to run side by side: one where conditioning or
@@ -124,19 +167,29 @@ class ComfyMap:
         """d objective / d z from v = d objective / d x_T, one denoiser graph at a time."""
         free_loaded_weights()
         free_control_hints(self._guider.conds)
+        kept = bool(path.graphs)
         try:
-            return sweep(
-                self.denoise,
-                self.steps,
-                path.latents,
-                z[0],
-                v,
-                self.start,
-                self.mode.exact_at(len(self.steps)),
-                jacobian=1.0 if self._denoise_mask is None else self._denoise_mask.square(),
-            )
+            return self._sweep(z, path, v)
+        except Overwritten:
+            if not kept:
+                raise
         finally:
             self._masked.noise = None
+        path.drop()  # something wrote to what was kept since the forward run: compute it once more
+        return self.pull(z, path, v)
+
+    def _sweep(self, z: Tensor, path: Path, v: Tensor) -> Tensor:
+        return sweep(
+            self.denoise,
+            self.steps,
+            path.latents,
+            z[0],
+            v,
+            self.start,
+            self.mode.exact_at(len(self.steps)),
+            jacobian=1.0 if self._denoise_mask is None else self._denoise_mask.square(),
+            graphs=path.graphs,
+        )
 
     def in_mode(self, mode: GradientMode) -> ComfyMap:
         """The same map whose `pull` follows another gradient mode."""
@@ -164,22 +217,35 @@ class ComfyMap:
             self._max_denoise,
             self._on_call,
             self.mode,
+            self.graphs,
         )
         return CoarseMap(short, Coarsening(self.steps, short.steps))
 
     def denoise(self, x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor:
         """D(x, sigma), for one of the steps' own sigmas, where its gradient is wanted."""
         self._on_call(BACKWARD_COST)
+        self.graphs.begin(kept=False)
+        return self._differentiable(self._index_of[id(sigma)], x, z0)
+
+    def _differentiable(self, index: int, x: Tensor, z0: Tensor) -> Tensor:
+        """D at a step, as it was in the forward run; from the call that tells how it can be had,
+        in normal tensors and without the blocks that leak."""
         for state in self._replayed:
-            state.go_to(self._index_of[id(sigma)])
-        with self._inputs:
+            state.go_to(index)
+        sigmas = self._sigmas[index] * x.new_ones([x.shape[0]])
+        with self._inputs, self.graphs.blocks():
             try:
-                return self._masked(x, sigma * x.new_ones([x.shape[0]]), **self._inpainting(z0))
+                denoised = self._masked(x, sigmas, **self._inpainting(z0))
             except RuntimeError as error:
                 if "Inference tensors" not in str(error) or isinstance(self._inputs, NormalInputs):
                     raise
-        self._inputs = NormalInputs()  # a patch keeps tensors that were made in inference mode
-        return self.denoise(x, sigma, z0)
+                denoised = None
+        if denoised is None:
+            self._inputs = NormalInputs()  # a patch keeps tensors made in inference mode
+        if denoised is None or self.graphs.found_leaks():
+            return self._differentiable(index, x, z0)
+        self.graphs.measure()
+        return denoised
 
     def _inpainting(self, z0: Tensor) -> dict[str, Any]:
         """Sets what a noise mask mixes in, for z0's number of images; the denoiser's arguments."""
@@ -210,16 +276,45 @@ def _tiled(values: Tensor, images: int) -> Tensor:
 class _Recording:
     """The model as a sampler function sees it, which notes every x it is asked about."""
 
-    def __init__(self, model: Any, latents: list[Tensor], before: Callable[[int], None]) -> None:
+    def __init__(self, model: Any, before: Callable[[int, int], None]) -> None:
+        """`before` is told of every call: its index and its `cost`."""
         self.inner_model = model.inner_model
+        self.latents: list[Tensor] = []
+        self.graphs: dict[int, Graph] = {}
+        self.cost = FORWARD_COST
         self._model = model
-        self._latents = latents
         self._before = before
 
     def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        self._before(len(self._latents))
-        self._latents.append(x.detach())
+        index = len(self.latents)
+        self._before(index, self.cost)
+        self.latents.append(x.detach())
+        return self._denoised(index, x, sigma, kwargs)
+
+    def _denoised(self, index: int, x: Tensor, sigma: Tensor, kwargs: dict[str, Any]) -> Tensor:
         return self._model(x, sigma, **kwargs)
+
+
+class _Keeping(_Recording):
+    """The same, which keeps the graphs of the calls at the steps `kept`."""
+
+    def __init__(
+        self,
+        model: Any,
+        before: Callable[[int, int], None],
+        kept: Collection[int],
+        graph: Callable[[Tensor, int, Ledger], Graph],
+    ) -> None:
+        super().__init__(model, before)
+        self.ledger = Ledger()
+        self._kept = kept
+        self._graph = graph
+
+    def _denoised(self, index: int, x: Tensor, sigma: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        if index not in self._kept:
+            return super()._denoised(index, x, sigma, kwargs)
+        graph = self.graphs[index] = self._graph(x, index, self.ledger)
+        return graph.value
 
 
 def sampler_function(eta: float) -> Callable[..., Tensor]:
@@ -284,7 +379,8 @@ class NoiseOptimizationSampler(comfy.samplers.Sampler):
 
     `drive(noise_map, to_latent, z, draw)` returns the x_T to hand on; `to_latent` maps an x_T to
     the LATENT it stands for, `draw(seed)` gives the noises of the stock run with another seed.
-    `prepare(seed)` gives the starting noise that goes with one.
+    `prepare(seed)` gives the starting noise that goes with one. `memory`: the policy for graphs,
+    one of memory.POLICIES; `report` is told what it chooses.
     """
 
     def __init__(
@@ -294,8 +390,12 @@ class NoiseOptimizationSampler(comfy.samplers.Sampler):
         drive: Drive,
         prepare: Callable[[int], Tensor],
         mode: GradientMode = EXACT,
+        memory: str = AUTO,
+        report: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._mode = mode
+        self._memory = memory
+        self._report = report
         self._eta = eta
         self._on_call = on_call
         self._drive = drive
@@ -316,6 +416,8 @@ class NoiseOptimizationSampler(comfy.samplers.Sampler):
         model_wrap.conds = normal_copies(model_wrap.conds)
         _free_latent_format(model)
         free_loaded_weights()
+        patcher = model.current_patcher
+        memory = graph_memory(self._memory, patcher, list(noise.shape), self._report)
         noise_map = ComfyMap(
             model_wrap,
             normal_copies(sigmas),
@@ -326,6 +428,7 @@ class NoiseOptimizationSampler(comfy.samplers.Sampler):
             self.max_denoise(model_wrap, sigmas),
             self._on_call,
             self._mode,
+            CallGraphs(model_wrap, memory),
         )
 
         def finish(x: Tensor) -> Tensor:

@@ -13,11 +13,19 @@ CALLS = 3
 
 
 class Calls:
-    """Wraps the MODEL; `act(output)` changes what comes out of call number `at` (from 0)."""
+    """Wraps the MODEL; `act(output)` changes what comes out of call number `at` (from 0), and of
+    all that follow if it goes `on`."""
 
-    def __init__(self, model: Any, at: int | None = None, act: Callable[[Tensor], Tensor] = ...):  # type: ignore[assignment]
+    def __init__(
+        self,
+        model: Any,
+        at: int | None = None,
+        act: Callable[[Tensor], Tensor] = ...,  # type: ignore[assignment]
+        on: bool = False,
+    ):
         self.count = 0
         self.at = at
+        self.on = on
         self.act = act
         self.model = model.clone()
         self.model.set_model_unet_function_wrapper(self)
@@ -26,7 +34,8 @@ class Calls:
         index = self.count
         self.count += 1
         out = apply_model(given["input"], given["timestep"], **given["c"])
-        return self.act(out) if self.at is None or index == self.at else out
+        meant = self.at is None or index == self.at or (self.on and index > self.at >= 0)
+        return self.act(out) if meant else out
 
 
 def nan(out: Tensor) -> Tensor:

@@ -22,9 +22,14 @@ ITERATION = 2 * CALLS
 """Denoiser calls of an iteration: a forward pass and a sweep (no gradient check here)."""
 
 
+MEMORY = (out_of_memory, driver_out_of_memory)
+
+
 def sabotaged(at: int, act: Callable[[Tensor], Tensor], **changes: Any) -> tuple[Any, Calls]:
-    calls = Calls(tiny.sd_model(torch.float32), at, act)
-    return request(model=calls.model, iterations=4, check_gradient=False, **changes), calls
+    """A run whose denoiser goes wrong at a call, for good where memory runs out; none is kept."""
+    calls = Calls(tiny.sd_model(torch.float32), at, act, on=act in MEMORY)
+    values = {"iterations": 4, "check_gradient": False, "graph_memory": "recompute", **changes}
+    return request(model=calls.model, **values), calls
 
 
 @pytest.mark.parametrize("call", [2 * ITERATION, 2 * ITERATION + 2, ITERATION + 4])
