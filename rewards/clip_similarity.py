@@ -10,7 +10,7 @@ from torch import Tensor
 from .base import PRECISION, Context, Input, Reward, Spec, check_images
 from .clip_score import DEMO_JUDGE, DEMO_REWARD, chosen_clip
 from .files.catalogue import CLIP_B32, CLIP_L14, SIGLIP_SO400M
-from .references import references_of
+from .references import references_of, same
 from .towers.load import load_image_tower
 from .towers.protocols import ImageTower
 
@@ -48,16 +48,12 @@ class ClipSimilarity:
         return (image @ references.to(image).T).mean(dim=-1).to(images)
 
     def _embedded(self, references: Tensor, device: torch.device) -> Tensor:
-        if self.seen is None or not _same(self.seen[0], references):
+        if self.seen is None or not same(self.seen[0], references):
             # Embeddings made in inference mode could not take part in a gradient later.
             with torch.inference_mode(False), torch.no_grad():
                 features = self.tower.image_features(references.to(device, copy=True))
                 self.seen = (references, features.to("cpu", copy=True))
         return self.seen[1]
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return (a.shape, a.dtype) == (b.shape, b.dtype) and torch.equal(a, b)
 
 
 def create(model: str, clip_vision: ImageTower | None, precision: str) -> Reward:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from .base import Context, Input, Reward, RewardError, Spec, check_images
 from .files.catalogue import LPIPS_ALEX, LPIPS_ST_ALEX, LPIPS_ST_VGG, LPIPS_VGG
 from .files.missing import missing
-from .references import fitted, references_of
+from .references import fitted, references_of, same
 from .towers.lpips_net import SUFFIXES, Lpips, load_lpips
 
 NAME = "lpips"
@@ -24,12 +25,22 @@ SCALES = {
 }
 SOURCES = (LPIPS_ALEX, LPIPS_VGG, LPIPS_ST_ALEX, LPIPS_ST_VGG)
 
+KEPT_BYTES = 64 * 2**20
+"""Of references' features; larger ones, of VGG16, take less time to compute than memory to keep."""
+
+
+class Seen(NamedTuple):
+    """References [R, 3, H, W] as they were compared with, and the features of each."""
+
+    references: Tensor
+    features: list[list[Tensor]]
+
 
 @dataclass(frozen=True)
 class LpipsReward:
     """score = - mean over the references r of d(x, r); r is fitted to the picture's size.
 
-    aligned: a mask crops the references as well.
+    aligned: a mask crops the references as well. seen: the last references, or nothing.
     """
 
     network: Lpips = field(repr=False)
@@ -38,6 +49,7 @@ class LpipsReward:
     unit: str = UNIT
     differentiable: bool = True
     aligned: bool = True
+    seen: list[Seen] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def modules(self) -> tuple[torch.nn.Module, ...]:
@@ -55,12 +67,24 @@ class LpipsReward:
             )
         weight = next(self.network.parameters())
         pixels = images.to(weight)
-        with torch.no_grad():
-            references = fitted(references_of(context, pixels, self.name), (height, width))
-            wanted = [self.network.features(reference[None]) for reference in references]
+        wanted = self._wanted(context, pixels)
         found = self.network.features(pixels)
         distances = torch.stack([self.network(found, each) for each in wanted])
         return -distances.mean(dim=0).to(images)
+
+    def _wanted(self, context: Context | None, pixels: Tensor) -> list[list[Tensor]]:
+        """The references' features, at the size of these pictures; those of the last are kept."""
+        # Features made in inference mode could not take part in a gradient later.
+        with torch.inference_mode(False), torch.no_grad():
+            size = (pixels.shape[-2], pixels.shape[-1])
+            references = fitted(references_of(context, pixels, self.name), size)
+            if self.seen and same(self.seen[0].references, references):
+                return self.seen[0].features
+            self.seen.clear()
+            features = [self.network.features(reference[None]) for reference in references]
+            if sum(tap.nbytes for each in features for tap in each) <= KEPT_BYTES:
+                self.seen.append(Seen(references, features))
+            return features
 
 
 def create(model: str) -> Reward:

@@ -48,3 +48,10 @@ def fitted(references: Tensor, size: tuple[int, int]) -> Tensor:
     middle = references[..., top : top + shown_h, left : left + shown_w]
     resized = F.interpolate(middle, size=size, mode="bicubic", antialias=True, align_corners=False)
     return clamp_straight_through(resized, 0.0, 1.0)
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are alike in shape, dtype, device and every number."""
+    if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
+        return False
+    return torch.equal(one, other)

@@ -190,6 +190,44 @@ def test_several_references_count_as_their_mean(folders, pictures):
     torch.testing.assert_close(both, (each[0] + each[1]) / 2)
 
 
+def test_a_reference_is_looked_at_once_and_anew_where_it_changed(folders, pictures, monkeypatch):
+    reward = create("lpips", model=str(folders["alex"][0]))
+    looked: list[int] = []
+    features = type(reward.network).features
+
+    def counted(self: Any, images: Tensor) -> list[Tensor]:
+        looked.append(len(images))
+        return features(self, images)
+
+    monkeypatch.setattr(type(reward.network), "features", counted)
+    images, references = pictures[:2], pictures[1:3].clone()
+    context = Context(references=references)
+    first = reward.score(images, context)
+    assert torch.equal(reward.score(images, context), first)
+    assert looked == [1, 1, 2, 2], "two references one by one, then the pictures each time"
+    references[0] = pictures[0]
+    changed = reward.score(images, context)
+    assert looked == [1, 1, 2, 2, 1, 1, 2]
+    assert changed[0] > first[0]
+    smaller = reward.score(images[..., :40, :40], context)
+    fresh = create("lpips", model=str(folders["alex"][0]))
+    assert torch.equal(smaller, fresh.score(images[..., :40, :40], context))
+    assert torch.equal(changed, fresh.score(images, context))
+
+
+def test_features_that_take_much_memory_are_not_kept(folders, pictures, monkeypatch):
+    from comfyui_dno.rewards import lpips
+
+    reward = create("lpips", model=str(folders["alex"][0]))
+    context = Context(references=pictures[:1])
+    kept = reward.score(pictures, context)
+    assert len(reward.seen) == 1
+    monkeypatch.setattr(lpips, "KEPT_BYTES", 0)
+    reward.seen.clear()
+    assert torch.equal(reward.score(pictures, context), kept)
+    assert not reward.seen
+
+
 def test_a_reference_of_another_size_is_resized_to_the_picture():
     model = shift_tolerant_file("alex")
     coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(3))
