@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -70,16 +72,15 @@ def judge(monkeypatch):
     return received
 
 
-def test_extra_model_paths_come_first_and_take_the_downloads(rooms, tmp_path, monkeypatch):
-    from utils.extra_config import load_extra_path_config
-
+def test_extra_model_paths_come_first_and_take_the_downloads(comfy, rooms, tmp_path, monkeypatch):
     from comfyui_dno.nodes.extension import DNOExtension
 
     monkeypatch.setattr(rooms.folder_paths, "folder_names_and_paths", {})
     (tmp_path / "disk").mkdir()
     config = tmp_path / "extra_model_paths.yaml"
     config.write_text(f"mine:\n  base_path: {tmp_path}\n  dno_rewards: disk\n", encoding="utf-8")
-    load_extra_path_config(str(config))
+    reader = runpy.run_path(str(comfy.path / "utils" / "extra_config.py"))  # as main.py has it
+    reader["load_extra_path_config"](str(config))
     asyncio.run(DNOExtension().on_load())
     own = Path(rooms.folder_paths.models_dir) / "dno_rewards"
     assert rooms.models.roots() == [tmp_path / "disk", own]
@@ -199,15 +200,17 @@ def test_a_cancel_ends_a_download(run, roots, judge, monkeypatch):
 
 
 def test_a_connected_clip_vision_stands_in_for_the_model_which_is_not_looked_for(
-    run, rooms, roots, judge
+    run, rooms, roots, judge, tmp_path
 ):
     import comfy.clip_vision
 
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     sizes |= {"num_attention_heads": 2, "image_size": 14, "patch_size": 7, "projection_dim": 6}
     sizes |= {"num_channels": 3, "hidden_act": "gelu", "model_type": "clip_vision_model"}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(sizes), encoding="utf-8")
     with torch.inference_mode():
-        rooms.values["vision"] = comfy.clip_vision.ClipVisionModel(sizes)
+        rooms.values["vision"] = comfy.clip_vision.ClipVisionModel(str(config))
     node = loader("judge", reward__model="judge.pt", reward__clip_vision=["v", 0])
     assert run({"v": value("vision"), "1": node, "2": sink(["1", 0])}).terms
     assert judge["clip_vision"].width == 6 and judge["model"] == "judge.pt"
