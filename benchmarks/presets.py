@@ -83,7 +83,7 @@ def measure(preset: str, demo: Any) -> dict[str, Any]:
         **found,
         "lowest_percentile": round(lowest, 1),
         "seconds": round(seconds, 1),
-        "forwards": planned_cost(request, request.iterations),
+        "forwards": round(planned_cost(request, request.iterations, STEPS)),
     }
 
 

@@ -6,12 +6,15 @@ name them go on working.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
 from ..dno_core import DECAYS
+from ..dno_core.noise_map.gradient_modes import ModeName
+from .comfy_bridge.memory import POLICIES
 from .presets import preset_input
+from .request import LOOP_DECODERS
 
 
 def added_inputs() -> list[Any]:
@@ -58,4 +61,67 @@ def added_inputs() -> list[Any]:
             "without the changes.",
         ),
         preset_input(),
+        *_fast_inputs(),
+    ]
+
+
+def _fast_inputs() -> list[Any]:
+    """What makes an iteration cheaper: in steps, in the gradient, in the decoder, in memory."""
+    return [
+        io.Combo.Input(
+            "gradient_mode",
+            options=list(get_args(ModeName)),
+            default="exact",
+            optional=True,
+            advanced=True,
+            tooltip="Where the denoiser is differentiated. exact: at every step. last k: at the "
+            "last gradient_steps steps; one step: at the last; linear: at none, the cheapest. All "
+            "but exact are biased: with 20 steps of the demo model their direction has a cosine "
+            "of only 0.1 to 0.4 with the exact one. Take them where an exact iteration takes too "
+            "long even with few optimize_steps. With check_gradient on, the node says the cosine.",
+        ),
+        io.Int.Input(
+            "gradient_steps",
+            default=3,
+            min=1,
+            max=1000,
+            optional=True,
+            advanced=True,
+            tooltip="How many of the last steps the gradient mode 'last k' differentiates. Raise "
+            "it when its cosine with the exact gradient is low. 1 to 5; from the number of steps "
+            "on it is exact. Other modes ignore it.",
+        ),
+        io.Int.Input(
+            "optimize_steps",
+            default=0,
+            min=0,
+            max=1000,
+            optional=True,
+            advanced=True,
+            tooltip="Sampling steps of an iteration. The same noise is drawn in fewer steps while "
+            "it is optimized, and the winner once more in all of them: an iteration's time falls "
+            "with this number. Raise it when the winner loses much in the last drawing. 0: all "
+            "steps; usually a fifth to a half of them.",
+        ),
+        io.Combo.Input(
+            "loop_decoder",
+            options=list(LOOP_DECODERS),
+            default=LOOP_DECODERS[0],
+            optional=True,
+            advanced=True,
+            tooltip="What decodes the iterations. tiny VAE: TAESD, from models/vae_approx, with a "
+            "fraction of the time and memory; the winner is decoded and scored with the full VAE "
+            "at the end. Take it when memory is short or decoding is slow.",
+        ),
+        io.Combo.Input(
+            "graph_memory",
+            options=list(POLICIES),
+            default=POLICIES[0],
+            optional=True,
+            advanced=True,
+            tooltip="What the gradient keeps in memory. store: as much of the forward run as fits, "
+            "fastest. recompute: one denoiser call at a time. recompute blocks: one block of it, "
+            "slowest and smallest. auto chooses by the free memory and steps down when it runs "
+            "out. The picture is the same.",
+        ),
     ]

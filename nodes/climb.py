@@ -32,7 +32,8 @@ from .live.session import Session, Stopped
 from .live.start import open_session
 from .pace import first_settings, settings_of, stop_rules
 from .recovery import keep_best
-from .report import failure_line, status_line
+from .redraw import FullQuality
+from .report import bias_line, failure_line, redraw_failure_line, redraw_lines, status_line
 from .request import Request, meta
 from .resume import checks_gradient
 
@@ -55,8 +56,12 @@ def climb(
     to_latent: Callable[[Tensor], Tensor],
     progress: Progress,
     seeds: Sequence[int] = (),
+    quality: FullQuality | None = None,
 ) -> tuple[Trajectory, Tensor]:
-    """The run's trajectory and the last x_T. `seeds`: those that z was chosen from, if any were."""
+    """The run's trajectory and the last x_T. `seeds`: those that z was chosen from, if any were.
+
+    `quality`: at which the result is drawn again, where the problem's own is lower.
+    """
     earlier = request.resume
     if earlier is not None:
         require_same_shape(earlier.last_noise, z)
@@ -65,7 +70,7 @@ def climb(
     folder = Path(folder_paths.get_temp_directory()) / "dno"
     recorder = Recorder(infos, request.memory_mb * 2**20, folder, continues=earlier)
     start = 0 if earlier is None else earlier.last
-    tolerance = _check_tolerance(request)
+    tolerance = _check_tolerance(request, problem)
     exact = tolerance is not None and request.gradient_estimator.exact(request.terms)
     regularizer = request.regularizer or PermutationRegularizer()
     begun = first_settings(request, regularizer.gamma, infos)
@@ -76,7 +81,7 @@ def climb(
         def finish(reason: str) -> Trajectory:
             lights = lights_of_run(infos, recorder.records)
             checked = exact and recorder.records[-1].index > start
-            said = meta(request, seeds, checked, session.settle())
+            said = meta(request, seeds, checked, session.settle(), follower.cosine)
             return recorder.finish(reason, (*lights, *failures), said)
 
         iterations = optimize(
@@ -97,12 +102,14 @@ def climb(
         except Stopped:
             reason = session.stop_reason
         except comfy.model_management.InterruptProcessingException:
-            _keep(finish, recorder, request, "cancelled")
+            if recorder.records:
+                _keep(lambda: finish("cancelled"), request, "cancelled")
             raise
         except Exception as error:
-            survivable = isinstance(error, (NonFinite, OSError)) or is_out_of_memory(error)
-            if not (survivable and recorder.records):
-                _keep(finish, recorder, request, "failed")
+            if not recorder.records:
+                raise
+            if not _is_survivable(error):
+                _keep(lambda: finish("failed"), request, "failed")
                 raise
             reason = failure_line(error, len(recorder.records))
             failures = (reason,)
@@ -113,13 +120,45 @@ def climb(
         trajectory = finish(reason)
         if session.stop() == "current":
             trajectory = replace(trajectory, best=(len(trajectory.records) - 1,) * z.shape[1])
+        if quality is not None:
+            progress.checks = ()  # the run is over, stopped or not: only a cancel ends its redraw
+            better = session.stop() != "current"
+            trajectory = _redrawn(request, trajectory, problem, quality, better)
+            progress.text("\n".join([f"Ended: {reason}.", *redraw_lines(trajectory)]))
         session.close("done", reason)
     return trajectory, follower.final
 
 
+def _redrawn(
+    request: Request, trajectory: Trajectory, problem: Problem, quality: FullQuality, better: bool
+) -> Trajectory:
+    """The run with its result at full quality; as it was, with a warning, where that fails."""
+    try:
+        return quality.redraw(trajectory, problem, better)
+    except comfy.model_management.InterruptProcessingException:
+        _keep(lambda: trajectory, request, "cancelled")
+        raise
+    except Exception as error:
+        if not _is_survivable(error):
+            _keep(lambda: trajectory, request, "failed")
+            raise
+        line = redraw_failure_line(error, quality.means)
+        log.warning(line)
+        earlier = request.resume.redraw if request.resume is not None else None
+        if earlier is not None and earlier.winners == trajectory.best:
+            trajectory = trajectory.with_redraw(earlier)
+        return replace(trajectory, warnings=(*trajectory.warnings, line))
+
+
+def _is_survivable(error: Exception) -> bool:
+    """Whether what was won before stays good."""
+    return isinstance(error, (NonFinite, OSError)) or is_out_of_memory(error)
+
+
 @dataclass
 class _Follower:
-    """Takes in one iteration after another and shows it; `final` is the last x_T."""
+    """Takes in one iteration after another and shows it; `final` is the last x_T, `cosine` [B]
+    what the gradient of a biased mode had with the exact one, where both were computed."""
 
     request: Request
     recorder: Recorder
@@ -128,6 +167,7 @@ class _Follower:
     to_latent: Callable[[Tensor], Tensor]
     seeds: Sequence[int]
     final: Tensor = field(default_factory=lambda: torch.empty(0))
+    cosine: tuple[float, ...] = ()
 
     def follow(self, iterations: Iterable[Iteration]) -> str:
         """Why the run ended. Raises Stopped, and what the iterations raise."""
@@ -137,6 +177,8 @@ class _Follower:
         for iteration in iterations:
             self.final = iteration.latent
             recorder.add(iteration, self.to_latent(iteration.latent))
+            if iteration.update is not None and iteration.update.cosine is not None:
+                self.cosine = tuple(iteration.update.cosine.cpu().double().tolist())
             warnings = warning_lights(recorder.terms, recorder.records)
             progress.show(recorder.images[-1])
             left = progress.seconds_left
@@ -161,32 +203,36 @@ class _Follower:
         return [*([begun] if self.seeds else []), f"Ended: {reason}."]
 
 
-def _keep(
-    finish: Callable[[str], Trajectory], recorder: Recorder, request: Request, what: str
-) -> None:
+def _keep(trajectory: Callable[[], Trajectory], request: Request, what: str) -> None:
     """After a cancel or an error: what was won stays on the node.
 
     A failure in it must not hide the first one.
     """
     try:
-        if recorder.records:
-            keep_best(finish(what), request.node_id, what)
+        keep_best(trajectory(), request.node_id, what)
     except Exception:
         log.exception("The best picture of the %s run could not be kept", what)
 
 
 def _remarks(iteration: Iteration) -> list[str]:
     """What there is to say of an iteration besides its numbers: lines for the node."""
-    if iteration.update is None or not iteration.update.inconclusive:
+    update = iteration.update
+    if update is None:
         return []
-    log.warning(UNCHECKED)
-    return [UNCHECKED]
+    lines = [UNCHECKED] if update.inconclusive else []
+    for line in lines:
+        log.warning(line)
+    if update.cosine is not None:
+        lines.append(bias_line(update.cosine.tolist()))
+        log.info(lines[-1])
+    return lines
 
 
-def _check_tolerance(request: Request) -> float | None:
+def _check_tolerance(request: Request, problem: Problem) -> float | None:
     """Of the gradient check, by the coarser of model and VAE; None for no check."""
     model = request.model
     if not checks_gradient(request) or has_quantized_weights(model):
         return None
-    dtypes = (model.model.manual_cast_dtype or model.model_dtype(), request.vae.vae_dtype)
+    vae_dtype = getattr(problem.decoder, "dtype", request.vae.vae_dtype)
+    dtypes = (model.model.manual_cast_dtype or model.model_dtype(), vae_dtype)
     return max(CHECK_TOLERANCE.get(dtype, HALF_TOLERANCE) for dtype in dtypes)

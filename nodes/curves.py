@@ -44,7 +44,7 @@ def reward_curve(trajectory: Trajectory) -> Chart:
     return Chart(
         title=f"{_count(len(records) - 1, 'iteration')} in "
         f"{duration(sum(record.seconds for record in records))}",
-        lines=(_ending(trajectory), _meta(trajectory)),
+        lines=(_ending(trajectory), *_redrawn(trajectory), _meta(trajectory)),
         x=tuple(record.index for record in records),
         x_label="iteration",
         panels=(*panels, _percentile_panel(trajectory), _saturated_panel(trajectory)),
@@ -81,6 +81,16 @@ def _ending(trajectory: Trajectory) -> str:
         f"{ended} Thin: each of {trajectory.batch} images. Bold: their mean. "
         f"Dots: the best iteration of each, {spread}."
     )
+
+
+def _redrawn(trajectory: Trajectory) -> tuple[str, ...]:
+    """What the result scores at full quality, where the curves show less."""
+    redraw = trajectory.redraw
+    if redraw is None:
+        return ()
+    rows = zip(trajectory.terms, redraw.before, redraw.scores, strict=True)
+    said = [f"{t.name} {_short(_mean(a))} to {_short(_mean(b))}" for t, a, b in rows]
+    return (f"At full quality, from the first picture to the result: {', '.join(said)}.",)
 
 
 def _meta(trajectory: Trajectory) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from ..dno_core import (
     Backpropagation,
-    Problem,
     Trajectory,
     best_iterations,
     climbed,
@@ -22,28 +22,26 @@ from ..dno_core import (
 from .climb import climb
 from .comfy_bridge.decoding import BlockDecoder, vae_decode
 from .comfy_bridge.forecast import forecast_line
+from .comfy_bridge.graphs import SteadyProblem
 from .comfy_bridge.loading import reward_patchers, run_model, run_vae
 from .comfy_bridge.progress import Progress, send_text
 from .comfy_bridge.refusals import refuse_wrong_vae
-from .comfy_bridge.sampling import (
-    BACKWARD_COST,
-    FORWARD_COST,
-    ComfyMap,
-    NoiseOptimizationSampler,
-    guided,
-)
+from .comfy_bridge.sampling import ComfyMap, NoiseOptimizationSampler, guided
 from .comfy_bridge.scope import NormalInputs, gradient_scope, normal_copies
+from .comfy_bridge.tiny_vae import tiny_vae
+from .cost import planned_cost
 from .live.start import changes_to_repeat, has_panel
-from .request import Request, Result
-from .resume import checks_gradient, is_done, require_same_run
-from .seeds import screened, starting_noise
+from .redraw import FullQuality
+from .request import TINY_VAE, Request, Result
+from .resume import is_done, require_same_run
+from .seeds import first_noise, screened, starting_noise
 from .stock_run import stock_run
 
 DOWNSCALE_RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 """What an empty LATENT says of itself; each is known to the ComfyUI that writes it."""
 
 
-class _RunProblem(Problem):
+class _RunProblem(SteadyProblem):
     """Scores rewards whose tensors were made where nodes run: in inference mode."""
 
     def score(
@@ -70,7 +68,7 @@ def run(request: Request) -> Result:
         samples, trajectory = stock_run(request, latent, sigmas)
     else:
         trajectory = _resumed_or_begun(request, latent, sigmas)
-        samples = trajectory.take(trajectory.latents, trajectory.best)
+        samples = trajectory.result_latents
         management = comfy.model_management
         samples = samples.to(management.intermediate_device(), management.intermediate_dtype())
     out = {key: value for key, value in request.latent.items() if "downscale_ratio" not in key}
@@ -87,7 +85,12 @@ def _resumed_or_begun(request: Request, latent: Tensor, sigmas: Tensor) -> Traje
     )
     weights = weights_of([term.info for term in request.terms])
     best = best_iterations(request.resume.terms, request.resume.records, weights)
-    return request.resume if best == request.resume.best else replace(request.resume, best=best)
+    redraw = request.resume.redraw
+    if redraw is not None and best == redraw.winners:
+        return request.resume.with_redraw(redraw.judged(request.resume.terms, weights))
+    if best == request.resume.best:
+        return request.resume
+    return replace(request.resume, best=best, redraw=None)
 
 
 def _require_climbable(request: Request) -> None:
@@ -118,10 +121,11 @@ def _model_latent(model: Any, latent: dict[str, Any]) -> Tensor:
 def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
     progress = Progress(request.node_id, previews=not has_panel())
     with gradient_scope():
-        vae = run_vae(request.vae)
+        tiny = request.loop_decoder == TINY_VAE
+        vae = tiny_vae(request.model) if tiny else run_vae(request.vae)
         companions = [vae.patcher, *reward_patchers(term.reward for term in request.terms)]
         pulls = request.gradient_estimator.pulls(request.terms)
-        model = run_model(request.model, companions, with_graph=pulls)
+        model = run_model(request.model, companions, pulls, request.graph_memory)
         trajectories: list[Trajectory] = []
 
         def drive(
@@ -130,16 +134,32 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
             z: Tensor,
             draw: Callable[[int], Tensor],
         ) -> Tensor:
-            calls = len(noise_map.steps)
+            steps = len(noise_map.steps)
             iterations = request.iterations - (request.resume.last if request.resume else 0)
-            progress.plan(
-                calls * planned_cost(request, iterations),
-                forecast_line(model, vae, z, iterations, calls, pulls),
-            )
+            taken, means = request.loop_steps(steps), request.redraw_means(steps)
+            graphs = noise_map.graphs.memory if pulls else None
+            forecast = forecast_line(model, vae, z, iterations, taken, graphs)
+            if means:
+                forecast += f"\nthen the best is drawn again with {means}"
+            progress.plan(steps * planned_cost(request, iterations, steps), forecast)
             decoder = BlockDecoder(vae, to_latent, progress.call)
-            problem = _RunProblem(noise_map, decoder, request.terms)
+            problem = _RunProblem(noise_map.coarse(taken), decoder, request.terms)
             z, seeds = starting_noise(request, problem, z, draw, progress)
-            trajectory, final = climb(request, problem, z, to_latent, progress, seeds)
+
+            def sample(noise: Tensor) -> Tensor:
+                return to_latent(noise_map.forward(noise).final)
+
+            quality = None
+            if means:
+                quality = FullQuality(
+                    means=means,
+                    sample=None if taken == steps else sample,
+                    first_noise=partial(first_noise, request, z, draw),
+                    vae=partial(run_vae, request.vae),
+                    device=request.model.load_device,
+                    progress=progress,
+                )
+            trajectory, final = climb(request, problem, z, to_latent, progress, seeds, quality)
             trajectories.append(trajectory)
             return final
 
@@ -152,20 +172,18 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
             guider.sample(
                 prepare(request.seed),
                 latent,
-                NoiseOptimizationSampler(request.eta, progress.step, drive, prepare),
+                NoiseOptimizationSampler(
+                    request.eta,
+                    progress.step,
+                    drive,
+                    prepare,
+                    request.mode,
+                    request.graph_memory,
+                    progress.remark,
+                ),
                 normal_copies(sigmas),
                 denoise_mask=normal_copies(request.latent.get("noise_mask")),
                 disable_pbar=True,
                 seed=request.seed,
             )
         return trajectories[0]
-
-
-def planned_cost(request: Request, iterations: int) -> float:
-    """A run in plain forward passes: screening, iterations, probes, sweeps, gradient check."""
-    estimator, terms = request.gradient_estimator, request.terms
-    probes = estimator.runs(terms) * FORWARD_COST
-    sweep = BACKWARD_COST if estimator.pulls(terms) else 0
-    checked = checks_gradient(request) and iterations > 0 and estimator.exact(terms)
-    once = screened(request) + 1 + (2 if checked else 0)
-    return once * FORWARD_COST + iterations * (FORWARD_COST + probes + sweep)

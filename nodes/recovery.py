@@ -23,7 +23,7 @@ def keep_best(trajectory: Trajectory, node_id: str | None, what: str) -> list[st
     """
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
-    images = trajectory.take(trajectory.images, trajectory.best)
+    images = trajectory.result_images
     names = []
     for image in images:
         name = f"dno_{what}_{uuid.uuid4().hex[:12]}.png"

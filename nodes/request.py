@@ -11,6 +11,7 @@ from torch import Tensor
 from ..dno_core import (
     Auto,
     GradientEstimator,
+    GradientMode,
     PermutationRegularizer,
     Regularizer,
     StopChoice,
@@ -19,6 +20,9 @@ from ..dno_core import (
 )
 from .drawing import Drawing
 from .live.changes import Change, write_changes
+
+FULL_VAE, TINY_VAE = "full VAE", "tiny VAE"
+LOOP_DECODERS = (FULL_VAE, TINY_VAE)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Request:
     decay: str = "constant"
     screen_seeds: int = 1
     changes: str = ""
+    gradient_mode: str = "exact"
+    gradient_steps: int = 3
+    optimize_steps: int = 0
+    loop_decoder: str = FULL_VAE
+    graph_memory: str = "auto"
     resume: Trajectory | None = None
     node_id: str | None = None
     workflow: str | None = None
@@ -63,6 +72,22 @@ class Request:
     def gradient_estimator(self) -> GradientEstimator:
         return self.estimator or Auto()
 
+    @property
+    def mode(self) -> GradientMode:
+        """Raises ValueError for a mode that does not exist, or less than one step of it."""
+        return GradientMode(self.gradient_mode, self.gradient_steps)  # type: ignore[arg-type]
+
+    def loop_steps(self, steps: int) -> int:
+        """How many of a schedule's steps an iteration takes."""
+        return min(self.optimize_steps, steps) if self.optimize_steps > 0 else steps
+
+    def redraw_means(self, steps: int) -> str:
+        """What the result of the iterations is drawn again with: "all 20 steps and the full VAE";
+        "" where they have both."""
+        means = [f"all {steps} steps"] if self.loop_steps(steps) < steps else []
+        means += ["the full VAE"] if self.loop_decoder != FULL_VAE else []
+        return " and ".join(means)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -78,17 +103,21 @@ def meta(
     seeds: Sequence[int] = (),
     checked: bool = False,
     changes: Sequence[Change] = (),
+    cosine: Sequence[float] = (),
 ) -> dict[str, Any]:
     """What a trajectory says of its run besides numbers.
 
     `seeds`: of every image, if screened. `checked`: whether the gradient passed its check.
-    `changes`: those made by hand while it ran, and those it was given to repeat.
+    `changes`: those made by hand while it ran, and those it was given to repeat. `cosine`: of every
+    image's first gradient with the exact one, in a biased gradient mode.
     """
     chosen: dict[str, Any] = {"screened_seeds": list(seeds)} if seeds else {}
     if changes:
         chosen["changes"] = write_changes(changes)
     if checked:
         chosen["gradient_checked"] = True
+    if cosine:
+        chosen["gradient_cosine"] = list(cosine)
     earlier = request.resume.meta if request.resume else {}
     return {
         **{name: value for name, value in earlier.items() if name != "changes"},
@@ -97,6 +126,9 @@ def meta(
         "optimizer": request.optimizer,
         "warmup": request.warmup,
         "decay": request.decay,
+        "gradient_mode": request.gradient_mode,
+        "optimize_steps": request.optimize_steps,
+        "loop_decoder": request.loop_decoder,
         "estimator": type(request.gradient_estimator).__name__,
         "regularizer": type(request.regularizer or PermutationRegularizer()).__name__,
         **chosen,

@@ -10,15 +10,19 @@ from ..dno_core.trajectories.continuation import (
     require_same_shape,
     require_same_terms,
 )
-from .request import Request, meta
+from .request import FULL_VAE, Request, meta
+
+LATER = {"optimize_steps": 0, "loop_decoder": FULL_VAE}
+"""Widgets that runs of older packs do not name, and what those did."""
 
 FIXED = (
-    "seed", "steps", "cfg", "scheduler", "denoise", "sigmas", "guider", "eta", "optimizer"
+    "seed", "steps", "cfg", "scheduler", "denoise", "sigmas", "guider", "eta", "optimizer", *LATER
 )  # fmt: skip
 """Widgets, and inputs of the advanced node, without which the same noise is another picture or the
 optimizer's moments are void.
 
-Iterations, learning rate, clip, regularizer, estimator and weights only shape what follows.
+Iterations, learning rate, clip, regularizer, estimator, gradient mode and weights only shape what
+follows.
 """
 
 
@@ -41,10 +45,10 @@ def require_same_run(request: Request, latent: Tensor) -> None:
     earlier = request.resume
     if earlier is None:
         return
-    now = meta(request)
+    before, now = {**LATER, **earlier.meta}, meta(request)
     for name in FIXED:
-        if name in earlier.meta and earlier.meta[name] != now[name]:
-            raise NotTheSameRun(_other(name, earlier.meta[name], now[name]))
+        if name in before and before[name] != now[name]:
+            raise NotTheSameRun(_other(name, before[name], now[name]))
     if earlier.last > 0 and set(earlier.optimizer_state) != set(STATE[request.optimizer]):
         raise NotTheSameRun(
             f"The run to resume holds no moments of {request.optimizer}, so it cannot go on as it "

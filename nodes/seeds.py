@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from ..dno_core import Evaluation, Problem, screen, weights_of
@@ -45,6 +46,16 @@ def starting_noise(
 
     found = screen(candidate, problem, weights_of(problem.infos), count, on_candidate=show)
     return found.noise, [_seed(request, index) for index in found.chosen]
+
+
+def first_noise(request: Request, z: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
+    """The noise [N,B,...] of iteration 0 of the run that is resumed; `z` is that of its seed."""
+    earlier = request.resume.meta if request.resume is not None else {}
+    seeds = [int(seed) for seed in earlier.get("screened_seeds", ())]
+    if len(seeds) != z.shape[1]:
+        return z
+    noises = {seed: draw(seed) for seed in sorted(set(seeds))}
+    return torch.stack([noises[seed][:, image] for image, seed in enumerate(seeds)], 1)
 
 
 def _seed(request: Request, index: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.model_management
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from .comfy_bridge.decoding import vae_decode
 from .comfy_bridge.loading import reward_patchers
 from .comfy_bridge.sampling import draw_noise, model_steps, stock_sampler
 from .comfy_bridge.scope import gradient_scope, normal_copies
-from .request import Request, meta
+from .request import FULL_VAE, Request, meta
 
 
 def stock_run(request: Request, latent: Tensor, sigmas: Tensor) -> tuple[Tensor, Trajectory]:
@@ -63,4 +65,5 @@ def stock_run(request: Request, latent: Tensor, sigmas: Tensor) -> tuple[Tensor,
             optimizer_state={},
         )
         recorder.add(iteration, samples.float())
-        return samples, recorder.finish("0 iterations asked for", meta=meta(request))
+        full = replace(request, optimize_steps=0, loop_decoder=FULL_VAE)
+        return samples, recorder.finish("0 iterations asked for", meta=meta(full))

@@ -15,7 +15,7 @@ from ..dno_core.trajectories.file import (
 )
 from ..dno_core.trajectories.trajectory import Trajectory
 from .comfy_bridge.progress import send_text
-from .resume import FIXED
+from .resume import FIXED, LATER
 from .types import CATEGORY, TRAJECTORY
 
 DEFAULT_PREFIX = "dno/run"
@@ -132,9 +132,7 @@ class LoadTrajectory(io.ComfyNode):
 def free_path(prefix: str) -> Path:
     """A path below the output folder that no file has yet, numbered as Save Image does."""
     output = folder_paths.get_output_directory()
-    wanted = Path(output, prefix)
-    named = Path(prefix).name not in ("", "..")
-    if not named or not folder_paths.is_within_directory(output, str(wanted)):
+    if Path(prefix).name in ("", "..") or not _is_below(Path(output), Path(output, prefix)):
         raise TrajectoryFileError(
             f"Save Trajectory cannot write to '{prefix}': it is no name below ComfyUI's output "
             "folder. Set filename_prefix to a name like dno/run."
@@ -143,6 +141,14 @@ def free_path(prefix: str) -> Path:
     while (path := Path(folder, f"{name}_{counter:05}_{SUFFIX}")).exists():
         counter += 1
     return path
+
+
+def _is_below(folder: Path, path: Path) -> bool:
+    """Whether the path lies in the folder, links followed."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except ValueError:  # a name that no file can have
+        return False
 
 
 def files() -> dict[str, Path]:
@@ -189,5 +195,9 @@ def described(trajectory: Trajectory) -> str:
     size = "x".join(str(side) for side in reversed(trajectory.images[0].shape[1:3]))
     lines = [f"iteration 0 to {trajectory.last}, {trajectory.batch} of {size}, best: {best}"]
     lines.append(f"rewards: {names}")
-    widgets = [f"{name} {trajectory.meta[name]}" for name in FIXED if name in trajectory.meta]
+    meta = trajectory.meta
+    shown = [name for name in FIXED if name in meta and meta[name] != LATER.get(name)]
+    widgets = [f"{name} {meta[name]}" for name in shown]
+    if trajectory.redraw is not None:
+        lines.append("the result is drawn at full quality")
     return "\n".join([*lines, ", ".join(widgets)]).strip()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
 
+from ..dno_core.trajectories.redraw import FIRST
 from ..dno_core.trajectories.trajectory import Trajectory
 from .chart import WIDTH, draw
 from .comfy_bridge.progress import send_text
@@ -44,7 +47,8 @@ class PickIteration(io.ComfyNode):
                     tooltip="Which iteration to take. -1: the best one of every image (DNO "
                     "Sampler's own result). 0: the picture that the run started from. Lower it "
                     "when the reward has been overdone, raise it for more effect. Beyond the end, "
-                    "the last one is taken.",
+                    "the last one is taken. Where a run had fewer steps or the tiny VAE, -1 and 0 "
+                    "are drawn at full quality, all others as they were in the run.",
                 ),
             ],
             outputs=[
@@ -62,9 +66,9 @@ class PickIteration(io.ComfyNode):
     @classmethod
     def execute(cls, trajectory: Trajectory, index: int = BEST) -> io.NodeOutput:
         positions = pick(trajectory, index)
-        frames = trajectory.take(trajectory.images, positions)
+        frames, latents = frames_of(trajectory, index, positions)
         image = frames.to(torch.float32) / 255
-        latent = {"samples": trajectory.take(trajectory.latents, positions)}
+        latent = {"samples": latents}
         send_text(described(trajectory, index, positions), cls.hidden.unique_id)
         record_run(cls.hidden, trajectory)
         return io.NodeOutput(latent, image, ui=ui.PreviewImage(image, cls=cls))
@@ -121,6 +125,36 @@ def pick(trajectory: Trajectory, index: int) -> tuple[int, ...]:
     return (min(max(position, 0), len(trajectory.records) - 1),) * trajectory.batch
 
 
+def frames_of(
+    trajectory: Trajectory, index: int, positions: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Images (uint8 [B,H,W,3]) and latents of that choice; those drawn again where there are."""
+    redraw = trajectory.redraw
+    if redraw is not None and index == BEST:
+        return trajectory.result_images, trajectory.result_latents
+    if redraw is not None and not any(positions):
+        return redraw.images[FIRST], redraw.latents[FIRST]
+    return (
+        trajectory.take(trajectory.images, positions),
+        trajectory.take(trajectory.latents, positions),
+    )
+
+
+def scores_of(
+    trajectory: Trajectory, index: int, positions: tuple[int, ...]
+) -> tuple[tuple[float, ...], ...]:
+    """Scores [K][B] of the pictures that `frames_of` gives."""
+    redraw = trajectory.redraw
+    if redraw is not None and index == BEST:
+        return redraw.scores
+    if redraw is not None and not any(positions):
+        return redraw.before
+    rows = range(len(trajectory.terms))
+    return tuple(
+        tuple(trajectory.records[i].scores[k][b] for b, i in enumerate(positions)) for k in rows
+    )
+
+
 def described(trajectory: Trajectory, index: int, positions: tuple[int, ...]) -> str:
     """Which iteration this is, its scores and P(z), as the text on the node."""
     records = [trajectory.records[i] for i in positions]
@@ -134,9 +168,12 @@ def described(trajectory: Trajectory, index: int, positions: tuple[int, ...]) ->
         head = f"iteration {number}, the {where} of this run (there is no iteration {index})"
     else:
         head = f"iteration {number} of {trajectory.records[-1].index}"
+    if trajectory.redraw is not None:
+        again = index == BEST or not any(positions)
+        head += ", drawn at full quality" if again else ", as it was in the run"
+    values = scores_of(trajectory, index, positions)
     scores = [
-        f"{term.name} {_mean([record.scores[k][b] for b, record in enumerate(records)]):.4g}"
-        for k, term in enumerate(trajectory.terms)
+        f"{term.name} {_mean(row):.4g}" for term, row in zip(trajectory.terms, values, strict=True)
     ]
     percentile = 100 * min(record.quantile[b] for b, record in enumerate(records))
     return f"{head}\n{'  '.join(scores)}\nP(z) percentile {percentile:.1f} %"
@@ -147,5 +184,5 @@ def as_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture, dtype=np.float32) / 255).unsqueeze(0)
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)

@@ -36,6 +36,11 @@ class BlockDecoder:
             self._stages.append(_only_frame)
         self._offset, self._slope = output_range(vae)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the decoder computes."""
+        return self._vae.vae_dtype
+
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """Image float32 [B,3,H,W] on x's device, nominally in [0,1]: VAE Decode's, not clamped."""

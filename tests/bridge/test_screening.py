@@ -108,6 +108,7 @@ def test_a_screened_run_is_gone_on_with_and_not_screened_again() -> None:
 
     calls = Calls(tiny.sd_model(torch.float32), -1, interrupt)
     shared = {"model": calls.model, "screen_seeds": COUNT, "check_gradient": False}
+    shared["graph_memory"] = "recompute"
     asked = request(iterations=4, time_limit=1e6, batch=2, **shared)
     whole = optimization.run(asked).trajectory
     first = optimization.run(dataclasses.replace(asked, iterations=2)).trajectory

@@ -35,6 +35,13 @@ WIDGETS = [
     "warmup",
     "decay",
     "screen_seeds",
+    "changes",
+    "preset",
+    "gradient_mode",
+    "gradient_steps",
+    "optimize_steps",
+    "loop_decoder",
+    "graph_memory",
 ]
 """In this order saved workflows store their values: new widgets go to the end, none may move."""
 
