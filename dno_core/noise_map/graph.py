@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .saved import Ledger
+from .saved import Ledger, let_go
 
 if TYPE_CHECKING:
     from .sampler import Path
@@ -32,9 +32,10 @@ class Graph:
         self._ledger = ledger
         self._before = before
         self._leaves = [x.detach().requires_grad_(True) for x in inputs]
-        with torch.enable_grad(), ledger.saving():
-            self._out: Tensor | None = function(*self._leaves)
-        self.value = self._out.detach()
+        self._out: Tensor | None = None
+        with torch.enable_grad(), ledger.saving() as self._saved:
+            out = function(*self._leaves)
+        self._out, self.value = out, out.detach()
 
     def pull(self, v: Tensor) -> list[Tensor]:
         """J^T v for every input: zeros where it is not used, or where f detaches its result.
@@ -42,14 +43,17 @@ class Graph:
         The graph is gone afterwards, also where an error is raised.
         """
         out, leaves = self._out, self._leaves
-        self.drop()
+        self._out = None
         if out is None:
             raise RuntimeError("A graph can be pulled back once, and this one was.")
-        self._before()
-        if not out.requires_grad:
-            return [torch.zeros_like(x) for x in leaves]
-        with self._ledger.watching():
-            pulled = torch.autograd.grad(out, leaves, v.to(out), allow_unused=True)
+        try:
+            self._before()
+            if not out.requires_grad:
+                return [torch.zeros_like(x) for x in leaves]
+            with self._ledger.watching():
+                pulled = torch.autograd.grad(out, leaves, v.to(out), allow_unused=True)
+        finally:
+            self.drop()
         return [
             torch.zeros_like(x) if g is None else g.detach()
             for g, x in zip(pulled, leaves, strict=True)
@@ -58,6 +62,9 @@ class Graph:
     def drop(self) -> None:
         """Free the graph; `value` stays."""
         self._out, self._leaves = None, []
+        let_go(self._saved)
+
+    __del__ = drop
 
 
 @runtime_checkable

@@ -60,11 +60,13 @@ class Ledger:
     def __init__(self) -> None:
         self._by_storage: dict[int, WeakSet[Saved]] = defaultdict(WeakSet)
         self._all: WeakSet[Saved] = WeakSet()
+        self._shelf: WeakSet[Saved] = WeakSet()
         self._watches = False
 
     def save(self, tensor: Tensor) -> Saved:
         saved = Saved(tensor)
         self._all.add(saved)
+        self._shelf.add(saved)
         address = _storage(tensor)
         if address:
             self._by_storage[address].add(saved)
@@ -103,19 +105,30 @@ class Ledger:
             self._watches = False
 
     @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Inside, graphs save their tensors here."""
-        token = _saving.set(self)
+    def saving(self) -> Iterator[Collection[Saved]]:
+        """Inside, graphs save their tensors here; gives those of this place, for `let_go`.
+
+        An operation that saves its own result forms a cycle with it, which nobody collects.
+        """
+        token, before = _saving.set(self), self._shelf
+        shelf: WeakSet[Saved] = WeakSet()
+        self._shelf = shelf
         try:
             with torch.autograd.graph.saved_tensors_hooks(self.save, Saved.read):
-                yield
+                yield shelf
         finally:
+            self._shelf = before
             _saving.reset(token)
 
     def close(self) -> None:
         """Let go of every tensor, also where a graph outlives its use (after an error, say)."""
-        for saved in list(self._all):
-            saved.tensor = None
+        let_go(self._all)
+
+
+def let_go(shelf: Collection[Saved]) -> None:
+    """Free what graphs have saved."""
+    for saved in list(shelf):
+        saved.tensor = None
 
 
 @cache

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import comfy.ldm.modules.attention
@@ -15,18 +17,19 @@ from torch import Tensor, nn
 
 from ...dno_core.estimators import probes
 from ...rewards.towers.cache import forget as forget_models
+from .memory import AUTO, room_to_load
 from .refusals import Unsupported
-
-GRAPH_ROOM = 4
-"""Memory kept free for a graph of one denoiser call, in units of its plain forward."""
 
 KEY = "dno"
 
 
-def run_model(model: Any, companions: Sequence[Any], with_graph: bool = True) -> Any:
+def run_model(
+    model: Any, companions: Sequence[Any], with_graph: bool = True, memory: str = AUTO
+) -> Any:
     """A clone of the MODEL, ready for gradients, that is loaded in one go with its companions.
 
-    Without `with_graph` it is loaded as for plain sampling, with no room for a graph.
+    Without `with_graph` it is loaded as for plain sampling, with no room for a graph; else with
+    the room that the policy `memory` asks for.
 
     Weights that dynamic VRAM streams through reused buffers are replaced by a delegate with
     weights of its own. The input is not changed.
@@ -35,7 +38,9 @@ def run_model(model: Any, companions: Sequence[Any], with_graph: bool = True) ->
     clone.set_additional_models(KEY, list(companions))
     if with_graph:
         clone.add_wrapper_with_key(
-            comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, KEY, _with_room_for_graph
+            comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING,
+            KEY,
+            partial(_with_room_for_graph, memory, list(companions)),
         )
     _fix_free_memory(clone)
     force_differentiable_attention(clone.model_options["transformer_options"])
@@ -108,8 +113,17 @@ def reward_patchers(rewards: Iterable[Any]) -> list[Any]:
 
 
 def has_quantized_weights(patcher: Any) -> bool:
-    """Whether layers round their inputs (fp8, nvfp4): a finite difference means nothing there."""
-    return any(hasattr(each.data, "__tensor_flatten__") for each in patcher.model.parameters())
+    """Whether layers round their inputs (fp8, nvfp4): a finite difference means nothing there.
+
+    Layers that multiply in full precision, as all do where the device has no fp8, only store
+    their weights so.
+    """
+    return any(
+        hasattr(each.data, "__tensor_flatten__")
+        and not getattr(module, "_full_precision_mm", False)
+        for module in patcher.model.modules()
+        for each in module.parameters(recurse=False)
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -152,9 +166,23 @@ def force_differentiable_attention(transformer_options: dict[str, Any]) -> None:
     transformer_options["optimized_attention_override"] = override
 
 
-def _with_room_for_graph(executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any):
-    """Load with room for the graph: a later load for one model would evict another."""
-    larger = [noise_shape[0] * GRAPH_ROOM, *noise_shape[1:]]
+def _with_room_for_graph(
+    memory: str,
+    companions: list[Any],
+    executor: Any,
+    model: Any,
+    noise_shape: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Load with room for the graph: a later load for one model would evict another.
+
+    ComfyUI asks for the room of a larger batch.
+    """
+    others = sum(max(each.model_size() - each.loaded_size(), 0) for each in companions)
+    room = room_to_load(memory, model, list(noise_shape), others)
+    plain = max(model.memory_required([2 * noise_shape[0], *noise_shape[1:]]), 1)
+    larger = [noise_shape[0] * max(math.ceil(room / plain), 1), *noise_shape[1:]]
     return executor(model, larger, *args, **kwargs)
 
 

@@ -228,11 +228,16 @@ class ComfyMap:
         return self._differentiable(self._index_of[id(sigma)], x, z0)
 
     def _differentiable(self, index: int, x: Tensor, z0: Tensor) -> Tensor:
-        """D at a step, as it was in the forward run; from the call that tells how it can be had,
-        in normal tensors and without the blocks that leak."""
+        """D at a step, as it was in the forward run; once more where the call has shown that a
+        patch keeps tensors made in inference mode, or that a block leaks.
+
+        By blocks, only the backward pass would show the first, so it is taken for granted.
+        """
         for state in self._replayed:
             state.go_to(index)
         sigmas = self._sigmas[index] * x.new_ones([x.shape[0]])
+        if self.graphs.memory.by_blocks:
+            self._inputs = NormalInputs()
         with self._inputs, self.graphs.blocks():
             try:
                 denoised = self._masked(x, sigmas, **self._inpainting(z0))
@@ -241,7 +246,7 @@ class ComfyMap:
                     raise
                 denoised = None
         if denoised is None:
-            self._inputs = NormalInputs()  # a patch keeps tensors made in inference mode
+            self._inputs = NormalInputs()
         if denoised is None or self.graphs.found_leaks():
             return self._differentiable(index, x, z0)
         self.graphs.measure()
