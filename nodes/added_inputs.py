@@ -78,7 +78,8 @@ def _fast_inputs() -> list[Any]:
             "last gradient_steps steps; one step: at the last; linear: at none, the cheapest. All "
             "but exact are biased: with 20 steps of the demo model their direction has a cosine "
             "of only 0.1 to 0.4 with the exact one. Take them where an exact iteration takes too "
-            "long even with few optimize_steps. With check_gradient on, the node says the cosine.",
+            "long even with few optimize_steps. With check_gradient on, the node says the cosine "
+            "(but for linear).",
         ),
         io.Int.Input(
             "gradient_steps",

@@ -71,7 +71,7 @@ def climb(
     recorder = Recorder(infos, request.memory_mb * 2**20, folder, continues=earlier)
     start = 0 if earlier is None else earlier.last
     tolerance = _check_tolerance(request, problem)
-    exact = tolerance is not None and request.gradient_estimator.exact(request.terms)
+    exact = request.gradient_estimator.exact(request.terms) and request.differentiates_denoiser
     regularizer = request.regularizer or PermutationRegularizer()
     begun = first_settings(request, regularizer.gamma, infos)
     failures: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ def climb(
 
         def finish(reason: str) -> Trajectory:
             lights = lights_of_run(infos, recorder.records)
-            checked = exact and recorder.records[-1].index > start
+            checked = tolerance is not None and exact and recorder.records[-1].index > start
             said = meta(request, seeds, checked, session.settle(), follower.cosine)
             return recorder.finish(reason, (*lights, *failures), said)
 

@@ -18,7 +18,8 @@ def planned_cost(request: Request, iterations: int, steps: int) -> float:
     sweep = mode.costs(taken) * BACKWARD_COST if estimator.pulls(terms) else 0
     each = forward * (1 + estimator.runs(terms)) + sweep
     once = forward * (screened(request) + 1)
-    if checks_gradient(request) and iterations > 0 and estimator.exact(terms):
+    checked = checks_gradient(request) and iterations > 0 and estimator.exact(terms)
+    if checked and request.differentiates_denoiser:
         once += 2 * forward + (taken * BACKWARD_COST if mode.biased else 0)
     if taken < steps:
         once += REDRAWN_PICTURES * steps * FORWARD_COST

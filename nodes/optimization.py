@@ -124,7 +124,7 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
         tiny = request.loop_decoder == TINY_VAE
         vae = tiny_vae(request.model) if tiny else run_vae(request.vae)
         companions = [vae.patcher, *reward_patchers(term.reward for term in request.terms)]
-        pulls = request.gradient_estimator.pulls(request.terms)
+        pulls = request.differentiates_denoiser
         model = run_model(request.model, companions, pulls, request.graph_memory)
         trajectories: list[Trajectory] = []
 

@@ -77,6 +77,11 @@ class Request:
         """Raises ValueError for a mode that does not exist, or less than one step of it."""
         return GradientMode(self.gradient_mode, self.gradient_steps)  # type: ignore[arg-type]
 
+    @property
+    def differentiates_denoiser(self) -> bool:
+        """Whether a graph of the denoiser is ever built."""
+        return self.gradient_estimator.pulls(self.terms) and self.mode.costs(1) > 0
+
     def loop_steps(self, steps: int) -> int:
         """How many of a schedule's steps an iteration takes."""
         return min(self.optimize_steps, steps) if self.optimize_steps > 0 else steps
