@@ -39,6 +39,7 @@ class Bench:
         parts = self._on_device(case.family, case.precision)
         steps = min(case.steps, DRY_STEPS) if self.machine.dry else case.steps
         if isinstance(case, Rival):
+            steps = steps // 2 if self.machine.dry else steps
             autocast = RUN_HALF if case.autocast else None
             found = measure_published(steps, self.machine, parts, seconds, autocast)
             named = {"family": case.family, "steps": case.steps, "precision": case.precision}

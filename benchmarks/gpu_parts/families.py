@@ -200,8 +200,8 @@ def taesd_weights(seed: int = 7) -> dict[str, torch.Tensor]:
     """The state dict of a TAESD for 4 channels, whose pictures are mid-grey."""
     import comfy.taesd.taesd
 
-    made = randomize(comfy.taesd.taesd.TAESD(latent_channels=4), seed)
-    last: Any = made.taesd_decoder[-1]
+    made: Any = randomize(comfy.taesd.taesd.TAESD(latent_channels=4), seed)
+    last = made.taesd_decoder[-1]
     with torch.no_grad():
         last.weight.mul_(QUIET_PIXELS)
         last.bias.fill_(0.5)

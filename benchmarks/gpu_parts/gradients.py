@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,21 +60,21 @@ class Gradients:
         for name in kernels:
             yield self._kernel(name, wide)
         for dtype in (half, torch.float16):
-            yield Check(f"precision {_short(dtype)}", lambda dtype=dtype: self._precision(dtype))
+            yield Check(f"precision {_short(dtype)}", partial(self._precision, dtype))
         for policy in ("store", "recompute", "recompute blocks"):
-            yield Check(f"graph_memory {policy}", lambda policy=policy: self._policy(policy))
+            yield Check(f"graph_memory {policy}", partial(self._policy, policy))
         yield Check("offloaded weights", self._offloaded)
         yield Check("fp8 weights, computed in bf16", self._fp8)
         yield Check("fp8 tensor-core layer", self._fp8_layer)
-        yield Check("Flux with in_training", lambda: self._flux(training=True))
-        yield Check("Flux without in_training", lambda: self._flux(training=False))
+        yield Check("Flux with in_training", partial(self._flux, training=True))
+        yield Check("Flux without in_training", partial(self._flux, training=False))
         for name in kernels[1:]:
             yield self._kernel(name, half)
         for backend in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"):
-            yield Check(f"sdpa {backend}", lambda backend=backend: self._sdpa(backend))
+            yield Check(f"sdpa {backend}", partial(self._sdpa, backend))
         yield self._kernel("attention_xformers", half)
         for name in ("attention_flash", "attention_sage"):
-            yield Check(f"{name} switched on", lambda name=name: self._switched_on(name))
+            yield Check(f"{name} switched on", partial(self._switched_on, name))
             yield Check(f"{name} by itself", self._kernel(name, half, may_fail=True).work)
 
     def _kernel(self, name: str, dtype: torch.dtype, may_fail: bool = False) -> Check:

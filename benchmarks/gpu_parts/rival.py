@@ -55,7 +55,8 @@ def measure_published(
             permutations=DRY_PERMUTATIONS if machine.dry else PERMUTATIONS,
             autocast=autocast,
         )
-        taken, began = [], time.perf_counter()
+        taken: list[float] = []
+        began = time.perf_counter()
         while len(taken) <= machine.iterations:
             start = time.perf_counter()
             run.iteration()

@@ -137,7 +137,8 @@ def measure(
     family, model, vae = parts
     calls = Calls()
     watch = Watch(machine, calls, inner)
-    asked = request(family, model, vae, watch, steps, context, time_limit=seconds, **case.changes)
+    limits = {"iterations": machine.iterations, "time_limit": seconds}
+    asked = request(family, model, vae, watch, steps, context, **limits, **case.changes)
     machine.begin()
     with machine.limited(case.limit_gb), calls.counted(model.model.diffusion_model):
         trajectory = optimization.run(asked).trajectory
