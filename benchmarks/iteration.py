@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from operator import sub, truediv
 from pathlib import Path
 from typing import Any
 
@@ -81,26 +82,31 @@ def turns(steps: int, repeats: int, policy: str, whole: bool) -> dict[str, list[
                 taken.clear()
                 rivals[ALL].gradient()
                 continue
-            for name, rival in rivals.items():
-                timed(name, rival.iteration)
+            for name in sorted(rivals, reverse=turn % 2 == 0):  # drifts cancel
+                timed(name, rivals[name].iteration)
 
-    run_around(demo_request(steps, repeats, graph_memory=policy), make)
+    # one more than there are turns: the run ends at its last iteration, before the rivals' turn
+    run_around(demo_request(steps, repeats + 1, graph_memory=policy), make)
     return taken
 
 
 def summary(taken: dict[str, list[float]]) -> dict[str, Any]:
-    """Median seconds and, where all were measured, what each waste adds to them."""
+    """Median seconds and, where all were measured, what each waste adds to them: the median of
+    the differences within a turn."""
     medians = {name: statistics.median(values) for name, values in taken.items()}
-    pairs = zip(taken[ALL], taken[OURS], strict=True)
+
+    def middle(name: str, work: Callable[[float, float], float]) -> float:
+        return statistics.median(map(work, taken[ALL], taken[name]))
+
     found: dict[str, Any] = {
         "ours_seconds": medians[OURS],
         "published_seconds": medians[ALL],
-        "ratio": statistics.median(theirs / ours for theirs, ours in pairs),
+        "ratio": middle(OURS, truediv),
     }
     if NOTHING in medians:
         found["published_without_waste_seconds"] = medians[NOTHING]
         found["waste_seconds"] = {
-            field.name: medians[ALL] - medians[f"without {field.name}"] for field in WASTES
+            field.name: middle(f"without {field.name}", sub) for field in WASTES
         }
     return found
 
