@@ -161,7 +161,9 @@ class _BeforeWrites(TorchDispatchMode):
             for tensor in given if isinstance(given, (list, tuple)) else [given]:
                 if isinstance(tensor, Tensor):
                     self._ledger.before_write(tensor)
-        return func(*args, **kwargs)
+        # a subclass without a dispatch of its own (GGUF weights) would come back on the result
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
 
 
 @contextmanager

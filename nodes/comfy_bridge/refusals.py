@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -60,6 +61,17 @@ def refuse_wrong_vae(model: Any, vae: Any) -> None:
             f"This VAE decodes latents of {vae.latent_channels} channels and the model makes "
             f"{channels}. Connect the model's own VAE to DNO Sampler."
         )
+
+
+def without_backward(error: RuntimeError) -> Unsupported | None:
+    """What to say where a kernel that the model calls has no backward; None for other errors."""
+    kernel = re.search(r"backward through (\w+\.\w+)\S* but no autograd formula", str(error))
+    if kernel is None:
+        return None
+    return Unsupported(
+        f"This model calls {kernel[1]}, a kernel through which no gradient can be computed. "
+        "Choose zo_sgd on ZO Gradient Estimator, which needs no gradient, or use another model."
+    )
 
 
 def _holds_pictures(latent: Any) -> bool:

@@ -39,7 +39,7 @@ from .hook_frames import HookFrames
 from .loading import run_model
 from .memory import AUTO, GraphMemory, graph_memory
 from .random_states import RandomStates
-from .refusals import refuse_unsupported
+from .refusals import refuse_unsupported, without_backward
 from .scope import NormalInputs, free_control_hints, free_weights, normal_copies
 from .width import memory_room, runs_wide
 
@@ -173,6 +173,11 @@ class ComfyMap:
         except Overwritten:
             if not kept:
                 raise
+        except RuntimeError as error:
+            refusal = without_backward(error)
+            if refusal is None:
+                raise
+            raise refusal from error
         finally:
             self._masked.noise = None
         path.drop()  # something wrote to what was kept since the forward run: compute it once more

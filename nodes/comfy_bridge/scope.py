@@ -49,8 +49,7 @@ def free_weights(patchers: Iterable[Any]) -> None:
 def _free_tensors(module: nn.Module) -> None:
     for name, parameter in module._parameters.items():
         if parameter is not None and parameter.is_inference():
-            data = normal(parameter.data)
-            module._parameters[name] = nn.Parameter(data, requires_grad=False)
+            module._parameters[name] = _normal_parameter(parameter)
     for name, buffer in module._buffers.items():
         if buffer is not None and buffer.is_inference():
             module._buffers[name] = normal(buffer)
@@ -59,22 +58,40 @@ def _free_tensors(module: nn.Module) -> None:
             setattr(module, name, normal(value))
 
 
+def _normal_parameter(parameter: Any) -> Any:
+    if _is_plain(parameter) or hasattr(parameter, "__tensor_flatten__"):
+        return nn.Parameter(normal(parameter.data), requires_grad=False)
+    return normal(parameter)
+
+
 def normal(tensor: Tensor) -> Tensor:
     """A normal tensor over the storage of an inference tensor; itself if it is normal already.
 
     A wrapper subclass (quantized weights) is taken apart and put together again: pointing its
-    outer shell at a storage would crash.
+    outer shell at a storage would crash. Any other subclass (GGUF weights: bytes with a type and
+    a shape beside them) keeps its class and its attributes, a parameter its being one.
     """
     if hasattr(tensor, "__tensor_flatten__"):
         return _normal_wrapper(tensor)
     if not tensor.is_inference():
         return tensor
-    if type(tensor) is Tensor or type(tensor) is nn.Parameter:
-        out = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        return out.set_(
-            tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
-        )
-    return tensor.clone()
+    if _is_plain(tensor):
+        return _over_storage(tensor)
+    with torch._C.DisableTorchFunctionSubclass():
+        twin = _over_storage(tensor.as_subclass(Tensor)).as_subclass(type(tensor))
+    vars(twin).update(vars(tensor))
+    return twin
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) is Tensor or type(tensor) is nn.Parameter
+
+
+def _over_storage(tensor: Tensor) -> Tensor:
+    out = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return out.set_(
+        tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
+    )
 
 
 def _normal_wrapper(tensor: Any) -> Any:

@@ -5,14 +5,17 @@ The gradient is the slope of the forward pass, and a run starts from KSampler's 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
+from comfyui_dno.dno_core import ZoSgd
+
 from .runs import gradient_errors, inside, request, wavy_reward
 from .test_parity import assert_equal_to_stock
-from .tiny_transformers import TRANSFORMERS
+from .tiny_transformers import TRANSFORMERS, WITHOUT_BACKWARD, WITHOUT_DOUBLE
 from .tiny_unets import UNETS
 
 FAMILIES = {**UNETS, **TRANSFORMERS}
@@ -39,6 +42,36 @@ def test_a_family_has_the_right_gradient(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_starts_from_ksamplers_picture(name: str) -> None:
     assert_equal_to_stock(asked(name, torch.float32))
+
+
+@pytest.mark.parametrize("name", WITHOUT_DOUBLE)
+def test_a_family_without_double_precision_passes_the_check_of_a_run(name: str) -> None:
+    from comfyui_dno.nodes import optimization
+
+    made = request(
+        torch.float32,
+        **{"iterations": 1, "scheduler": "simple", **WITHOUT_DOUBLE[name](torch.float32)},
+    )
+    assert_equal_to_stock(made)
+    assert optimization.run(made).trajectory.meta["gradient_checked"]
+
+
+@pytest.mark.parametrize("name", WITHOUT_BACKWARD)
+def test_a_family_whose_kernels_have_no_backward_is_refused_and_climbs_without_a_gradient(
+    name: str,
+) -> None:
+    from comfyui_dno.nodes import optimization
+    from comfyui_dno.nodes.comfy_bridge.refusals import Unsupported
+
+    made = request(
+        torch.float32,
+        **{"iterations": 1, "scheduler": "simple", **WITHOUT_BACKWARD[name](torch.float32)},
+    )
+    assert_equal_to_stock(made)
+    with pytest.raises(Unsupported, match="comfy_kitchen.*Choose zo_sgd"):
+        optimization.run(made)
+    blind = dataclasses.replace(made, estimator=ZoSgd(probes=1))
+    assert optimization.run(blind).trajectory.last == 1
 
 
 def test_a_video_model_with_several_frames_is_refused() -> None:

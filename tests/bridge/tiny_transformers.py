@@ -10,35 +10,14 @@ from typing import Any
 import torch
 
 from . import tiny
-from .tiny_unets import picture, prompts, supported
-
-HIDDEN = 32
-"""Width of the transformers: two heads of 16."""
-
-
-def asks(
-    model: Any,
-    dtype: torch.dtype,
-    pooled: int = 0,
-    vae: Any = None,
-    latent: torch.Tensor | None = None,
-    cfg: float = 2.0,
-    **values: Any,
-) -> dict[str, Any]:
-    """A run on 16-channel latents of 8 x 8, if nothing else is said."""
-    samples = torch.zeros(1, 16, 8, 8) if latent is None else latent
-    return {
-        "model": model,
-        "vae": tiny.flux_vae(dtype) if vae is None else vae,
-        "latent": {"samples": samples},
-        "cfg": cfg,
-        **prompts(dtype, pooled, **values),
-    }
+from .tiny_clips import CLIPS, cosmos_predict2, krea2
+from .tiny_flux import FLUXES, flux2_vae
+from .tiny_unets import HIDDEN, asks, supported
 
 
-def sd3(dtype: torch.dtype, **changes: Any) -> dict[str, Any]:
+def sd3_config(**changes: Any) -> dict[str, Any]:
     """MMDiT: depth 2 is 128 wide, as its detection has it."""
-    config = {
+    return {
         "in_channels": 16,
         "out_channels": 16,
         "patch_size": 2,
@@ -55,87 +34,15 @@ def sd3(dtype: torch.dtype, **changes: Any) -> dict[str, Any]:
         "pos_embed_scaling_factor": None,
         **changes,
     }
-    return asks(supported("SD3", config, dtype), dtype, pooled=24)
+
+
+def sd3(dtype: torch.dtype, **changes: Any) -> dict[str, Any]:
+    return asks(supported("SD3", sd3_config(**changes), dtype), dtype, pooled=24)
 
 
 def sd35(dtype: torch.dtype) -> dict[str, Any]:
     """SD3.5 medium: normalised queries and keys, a second attention in the first block."""
     return sd3(dtype, qk_norm="rms", x_block_self_attn_layers=[0])
-
-
-def flux(dtype: torch.dtype, name: str = "Flux", **changes: Any) -> dict[str, Any]:
-    values = changes.pop("values", {})
-    model = supported(name, {**tiny.FLUX, **changes}, dtype)
-    return asks(model, dtype, pooled=8, cfg=1.0, **({"guidance": 3.5} | values))
-
-
-def schnell(dtype: torch.dtype) -> dict[str, Any]:
-    return flux(dtype, "FluxSchnell", guidance_embed=False)
-
-
-def flux_fill(dtype: torch.dtype) -> dict[str, Any]:
-    """Flux Fill: 384 channels a patch, of which 96 are noise, picture and mask."""
-    values = {
-        "concat_latent_image": picture(dtype, 16),
-        "concat_mask": (
-            torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(4)) > 0.5
-        ).to(dtype),
-    }
-    return flux(dtype, "FluxInpaint", in_channels=96, values=values)
-
-
-def flux_kontext(dtype: torch.dtype) -> dict[str, Any]:
-    """Flux Kontext: a picture to go by, as tokens beside the noise."""
-    return flux(dtype, values={"reference_latents": [picture(dtype, 16)]})
-
-
-def flux2(dtype: torch.dtype) -> dict[str, Any]:
-    config = {
-        **tiny.FLUX,
-        "image_model": "flux2",
-        "in_channels": 128,
-        "out_channels": 128,
-        "vec_in_dim": None,
-        "axes_dim": [4, 4, 4, 4],
-        "theta": 2000,
-        "patch_size": 1,
-        "qkv_bias": False,
-        "ops_bias": False,
-        "global_modulation": True,
-        "mlp_silu_act": True,
-        "txt_ids_dims": [3],
-    }
-    model = supported("Flux2", config, dtype)
-    return asks(model, dtype, vae=flux2_vae(dtype), latent=torch.zeros(1, 128, 4, 4), cfg=1.0)
-
-
-def flux2_vae(dtype: torch.dtype) -> Any:
-    """A VAE as Flux 2 has it: latents normalised by statistics, four cells to a token."""
-    made = tiny.vae(dtype, z_channels=32, batch_norm_latent=True)
-    made.latent_channels = 128
-    with torch.no_grad():
-        made.first_stage_model.bn.running_mean.fill_(0.1)
-        made.first_stage_model.bn.running_var.fill_(1.7)
-    return made
-
-
-def chroma(dtype: torch.dtype) -> dict[str, Any]:
-    config = {
-        **{key: value for key, value in tiny.FLUX.items() if key != "guidance_embed"},
-        "image_model": "chroma",
-        "in_channels": 64,
-        "out_channels": 64,
-        "in_dim": 64,
-        "out_dim": HIDDEN,
-        "hidden_dim": HIDDEN,
-        "n_layers": 1,
-    }
-    return asks(supported("Chroma", config, dtype), dtype)
-
-
-def longcat(dtype: torch.dtype) -> dict[str, Any]:
-    config = {**tiny.FLUX, "guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]}
-    return asks(supported("LongCatImage", config, dtype), dtype)
 
 
 def auraflow(dtype: torch.dtype) -> dict[str, Any]:
@@ -322,56 +229,24 @@ def autoencoder(channels: int) -> Any:
     return comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=ddconfig, embed_dim=channels)
 
 
-def wan_vae(dtype: torch.dtype) -> Any:
-    """A VAE as Qwen-Image has it: it decodes clips [B,16,T,h,w], of which a picture is one."""
-    import comfy.ldm.wan.vae
-
-    model: Any = comfy.ldm.wan.vae.WanVAE(
-        dim=8,
-        z_dim=16,
-        dim_mult=[1, 2],
-        num_res_blocks=1,
-        temperal_downsample=[True],
-    )
-    tiny.randomize(model, 7, 0.1)
-    with torch.no_grad():
-        model.decoder.head[-1].weight *= 0.15
-    made = tiny.vae_around(model, dtype)
-    made.latent_channels, made.latent_dim = 16, 3
-    made.memory_used_decode = lambda shape, dtype: 2200 * shape[3] * shape[4] * 4 * dtype.itemsize
-    made.upscale_ratio = (lambda frames: max(0, frames * 4 - 3), 2, 2)
-    made.downscale_ratio = (lambda frames: max(0, (frames + 3) // 4), 2, 2)
-    return made
-
-
-def qwen_image(dtype: torch.dtype, **values: Any) -> dict[str, Any]:
+def ernie_image(dtype: torch.dtype) -> dict[str, Any]:
     config = {
-        "image_model": "qwen_image",
-        "in_channels": 64,
-        "num_layers": 1,
-        "attention_head_dim": 16,
+        "image_model": "ernie",
+        "hidden_size": HIDDEN,
         "num_attention_heads": 2,
-        "joint_attention_dim": tiny.CONTEXT,
-        "axes_dims_rope": (4, 6, 6),
+        "num_layers": 1,
+        "ffn_hidden_size": HIDDEN,
+        "text_in_dim": tiny.CONTEXT,
+        "rope_axes_dim": (4, 6, 6),
     }
-    return asks(supported("QwenImage", config, dtype), dtype, vae=wan_vae(dtype), **values)
-
-
-def qwen_image_edit(dtype: torch.dtype) -> dict[str, Any]:
-    """Qwen-Image-Edit: a picture to go by, as tokens beside the noise."""
-    return qwen_image(dtype, reference_latents=[picture(dtype, 16).unsqueeze(2)])
+    model = supported("ErnieImage", config, dtype)
+    return asks(model, dtype, vae=flux2_vae(dtype), latent=torch.zeros(1, 128, 4, 4))
 
 
 TRANSFORMERS = {
     "SD3": sd3,
     "SD3.5 medium": sd35,
-    "Flux dev": flux,
-    "Flux schnell": schnell,
-    "Flux Fill": flux_fill,
-    "Flux Kontext": flux_kontext,
-    "Flux 2": flux2,
-    "Chroma": chroma,
-    "LongCat-Image": longcat,
+    **FLUXES,
     "AuraFlow": auraflow,
     "PixArt Sigma": pixart_sigma,
     "Hunyuan-DiT": hunyuan_dit,
@@ -381,6 +256,11 @@ TRANSFORMERS = {
     "OmniGen2": omnigen2,
     "Kandinsky 5 image": kandinsky5,
     "HunyuanImage 2.1": hunyuan_image,
-    "Qwen-Image": qwen_image,
-    "Qwen-Image-Edit": qwen_image_edit,
+    **CLIPS,
 }
+
+WITHOUT_DOUBLE = {"Krea 2": krea2}
+"""Part of their arithmetic stays in float32, where a finite difference is not exact."""
+
+WITHOUT_BACKWARD = {"Cosmos Predict2": cosmos_predict2, "Ernie-Image": ernie_image}
+"""They call kernels that have no backward, whatever the mode."""

@@ -1,4 +1,4 @@
-"""Small models of the UNet families: ComfyUI's own configuration classes around a tiny UNet.
+"""Small models by ComfyUI's own configuration classes, and the UNet families.
 
 Each function gives what a run asks for besides its defaults: model, prompts, sometimes more.
 """
@@ -11,6 +11,9 @@ import torch
 
 from . import tiny
 
+HIDDEN = 32
+"""Width of the transformers: two heads of 16."""
+
 
 def supported(name: str, unet: dict[str, Any], dtype: torch.dtype, **keys: Any) -> Any:
     """A MODEL as ComfyUI's loader makes it for its class `name`, with random weights.
@@ -22,7 +25,17 @@ def supported(name: str, unet: dict[str, Any], dtype: torch.dtype, **keys: Any) 
     config = getattr(comfy.supported_models, name)(unet)
     config.unet_config |= unet  # the class's own extras are for the full size
     config.set_inference_dtype(dtype, None)
-    return tiny.patcher(config.get_model(keys, device="cpu").to(dtype))
+    model = config.get_model(keys, device="cpu").to(dtype)
+    return tiny.patcher(with_positions(model))
+
+
+def with_positions(model: Any) -> Any:
+    """Values for learned positions that are buffers, which start as whatever memory held."""
+    generator = torch.Generator().manual_seed(2)
+    for name, buffer in model.named_buffers():
+        if name.endswith("pos_embed"):
+            buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64))
+    return model
 
 
 def unet(**changes: Any) -> dict[str, Any]:
@@ -57,6 +70,26 @@ def prompts(dtype: torch.dtype, pooled: int = 0, **values: Any) -> dict[str, Any
         own = {"pooled_output": vector} if pooled else {}
         made[name] = tiny.conditioning(1 + index, dtype, **own, **values)
     return made
+
+
+def asks(
+    model: Any,
+    dtype: torch.dtype,
+    pooled: int = 0,
+    vae: Any = None,
+    latent: torch.Tensor | None = None,
+    cfg: float = 2.0,
+    **values: Any,
+) -> dict[str, Any]:
+    """A run on 16-channel latents of 8 x 8, if nothing else is said."""
+    samples = torch.zeros(1, 16, 8, 8) if latent is None else latent
+    return {
+        "model": model,
+        "vae": tiny.flux_vae(dtype) if vae is None else vae,
+        "latent": {"samples": samples},
+        "cfg": cfg,
+        **prompts(dtype, pooled, **values),
+    }
 
 
 def picture(dtype: torch.dtype, channels: int = 4, size: int = 8, seed: int = 8) -> torch.Tensor:
