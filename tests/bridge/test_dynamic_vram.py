@@ -144,32 +144,3 @@ def test_overwriting_that_torch_cannot_see_is_found_by_the_check() -> None:
     model = buffered_model(hidden_from_torch=True)
     with pytest.raises(GradientMismatch):
         optimization.run(request(model=model))
-
-
-@pytest.mark.parametrize("with_lora", [False, True])
-def test_a_partly_loaded_model_has_the_right_gradient(
-    with_lora: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Classic low VRAM: weights, and LoRAs on them, are put together anew for every call."""
-    from comfy.model_patcher import ModelPatcher
-
-    def asked() -> Any:
-        model = tiny.sd_model(torch.float32)
-        model = tiny.lora_model(model) if with_lora else model
-        return request(model=model, terms=(wavy_reward(),))
-
-    expected = gradient_of(asked())
-    partly: list[bool] = []
-    original = ModelPatcher.load
-
-    def load(self: Any, device: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if hasattr(self.model, "diffusion_model"):
-            kwargs |= {"lowvram_model_memory": self.model_size() // 3, "full_load": False}
-        done = original(self, device, *args, **kwargs)
-        partly.append(self.model.model_lowvram)
-        return done
-
-    monkeypatch.setattr(ModelPatcher, "load", load)
-    got = gradient_of(asked())
-    assert any(partly)
-    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-6)
