@@ -152,5 +152,5 @@ def failure_line(error: BaseException, index: int) -> str:
         return f"Stopped at iteration {index}, the best before it is returned. {error}"
     return (
         f"Out of memory at iteration {index}; the best before it is returned. "
-        "Use a smaller image or batch, fewer rewards, or close other programs."
+        "Use a smaller image or batch, fewer rewards, or the preset low VRAM."
     )

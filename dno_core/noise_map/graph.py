@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .saved import Ledger, let_go
+from .saved import Ledger, Overwritten, let_go
 
 if TYPE_CHECKING:
     from .sampler import Path
+
+
+WRITTEN = "modified by an inplace operation"
+"""Of autograd's message where a version counter says that a saved tensor was written to."""
 
 
 class Graph:
@@ -52,6 +56,10 @@ class Graph:
                 return [torch.zeros_like(x) for x in leaves]
             with self._ledger.watching():
                 pulled = torch.autograd.grad(out, leaves, v.to(out), allow_unused=True)
+        except RuntimeError as error:
+            if self._ledger.trusts and WRITTEN in str(error):
+                raise Overwritten(str(error)) from error
+            raise
         finally:
             self.drop()
         return [

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _saving: ContextVar[Ledger | None] = ContextVar("dno_saving", default=None)
+_care: ContextVar[Care | None] = ContextVar("dno_care", default=None)
 
 
 class Overwritten(RuntimeError):
@@ -50,14 +51,47 @@ class Saved:
         return self.tensor
 
 
+class Care:
+    """Whether the graphs of one function, built again and again, have to be watched.
+
+    They are, for one whole pull. If nothing was written to what they had saved, that function
+    writes to nothing it saves, and from then on autograd's own version counters do: they cost
+    nothing, and raise where a write comes all the same (`Overwritten`, then `distrust`).
+    """
+
+    def __init__(self) -> None:
+        self._written = False
+        self.trusts = False
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Ledgers made inside heed it."""
+        token = _care.set(self)
+        try:
+            yield
+        finally:
+            _care.reset(token)
+
+    def passed(self) -> None:
+        """A whole pull has gone by."""
+        self.trusts = not self._written
+
+    def distrust(self) -> None:
+        """Something was written to what a graph had saved."""
+        self._written, self.trusts = True, False
+
+
 class Ledger:
     """Which saved tensors lie in which storage. A handle keeps its storage alive until it is
     cloned, so an address in the ledger is never that of another storage.
 
     Graphs are built inside `saving`; all that may write to what they saved runs inside `watching`.
+    Both do nothing where the `Care` that is taken as the ledger is made trusts the function.
     """
 
     def __init__(self) -> None:
+        self._care = _care.get()
+        self.trusts = self._care is not None and self._care.trusts
         self._by_storage: dict[int, WeakSet[Saved]] = defaultdict(WeakSet)
         self._all: WeakSet[Saved] = WeakSet()
         self._shelf: WeakSet[Saved] = WeakSet()
@@ -76,7 +110,10 @@ class Ledger:
         clones: dict[tuple[Any, ...], Tensor] = {}
         for saved in list(self._by_storage.pop(_storage(tensor), ())):
             old = saved.tensor
-            assert old is not None
+            if old is None:  # let go of already
+                continue
+            if self._care is not None:
+                self._care.distrust()
             key = (old.data_ptr(), old.shape, old.stride(), old.dtype)
             if key not in clones:
                 clones[key] = old.clone()
@@ -94,7 +131,7 @@ class Ledger:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Inside, tensors are cloned before an operation writes to them."""
-        if self._watches:
+        if self._watches or self.trusts:
             yield
             return
         self._watches = True
@@ -110,8 +147,11 @@ class Ledger:
 
         An operation that saves its own result forms a cycle with it, which nobody collects.
         """
-        token, before = _saving.set(self), self._shelf
         shelf: WeakSet[Saved] = WeakSet()
+        if self.trusts:
+            yield shelf
+            return
+        token, before = _saving.set(self), self._shelf
         self._shelf = shelf
         try:
             with torch.autograd.graph.saved_tensors_hooks(self.save, Saved.read):

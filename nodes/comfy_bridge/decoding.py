@@ -12,6 +12,7 @@ from comfy.taesd.taesd import Decoder as TinyDecoder
 from torch import Tensor, nn
 
 from ...dno_core.noise_map.sampler import vjp_unit
+from ...dno_core.noise_map.saved import Care, Overwritten
 from .scope import free_weights
 
 Stage = Callable[[Tensor], Tensor]
@@ -30,6 +31,7 @@ class BlockDecoder:
         self._vae = vae
         self._to_latent = to_latent
         self._on_call = on_call
+        self._care = Care()
         self._stages = decode_stages(vae.first_stage_model)
         self._clips = vae.latent_dim == 3
         if self._clips:
@@ -50,7 +52,16 @@ class BlockDecoder:
     def pull(self, x: Tensor, v: Tensor) -> Tensor:
         free_weights([self._vae.patcher])
         parts = zip(x.split(1), (v * self._slope).split(1), strict=True)
-        return torch.cat([self._pull(part, part_v) for part, part_v in parts])
+        try:
+            with self._care.taken():
+                pulled = torch.cat([self._pull(part, part_v) for part, part_v in parts])
+        except Overwritten:
+            if not self._care.trusts:
+                raise
+            self._care.distrust()
+            return self.pull(x, v)
+        self._care.passed()
+        return pulled
 
     def _decode(self, x: Tensor) -> Tensor:
         hidden = self._enter(x)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...dno_core import CoarseMap, Evaluation, NoiseMap, Path, Problem
 from ...dno_core.noise_map.recompute import Recomputation
-from ...dno_core.noise_map.saved import saving_ledger
+from ...dno_core.noise_map.saved import Care, saving_ledger
 from .blocks import block_recomputation
 from .loading import is_out_of_memory
 from .memory import GraphMemory
@@ -27,8 +27,10 @@ class CallGraphs:
 
     def __init__(self, guider: Any, memory: GraphMemory) -> None:
         self.memory = memory
+        self.care = Care()
         self._guider = guider
         self._latest: Callable[[], Path | None] = lambda: None
+        self._kept = 0
         self._at_work = False
         self._by_blocks = False
 
@@ -40,7 +42,8 @@ class CallGraphs:
         """
         self._drop()
         hooked = any(entry.get("hooks") for entry in chain(*self._guider.conds.values()))
-        return 0 if hooked else self.memory.keep(calls)
+        self._kept = 0 if hooked else self.memory.keep(calls)
+        return self._kept
 
     def note(self, path: Path) -> None:
         """A forward run has kept the path's graphs."""
@@ -49,6 +52,8 @@ class CallGraphs:
     def begin(self, kept: bool) -> None:
         """Before one call's graph is pulled back or, not `kept`, recomputed."""
         self._at_work = kept
+        if kept:
+            self._kept -= 1
 
     def blocks(self) -> AbstractContextManager[None]:
         """A place for one call that is differentiated: by blocks, where memory asks for it."""
@@ -73,17 +78,19 @@ class CallGraphs:
 
     def step_down(self, pulling: bool) -> bool:
         """Memory ran out: let go of what is kept, and need less. False where that is impossible."""
-        path = self._latest()
-        alive = (0 if path is None else len(path.graphs)) + self._at_work
+        alive = self._kept + self._at_work
         self._drop()
         divisible = pulling and self._recomputation is not None
-        return self.memory.step_down(divisible, alive)
+        lighter = self.memory.step_down(divisible, alive)
+        if self.memory.by_blocks:  # which is done by watched graphs
+            self.care.distrust()
+        return lighter
 
     def _drop(self) -> None:
         path = self._latest()
         if path is not None:
             path.drop()
-        self._latest, self._at_work = lambda: None, False
+        self._latest, self._kept, self._at_work = lambda: None, 0, False
 
     @cached_property
     def _recomputation(self) -> Recomputation | None:

@@ -110,8 +110,10 @@ class ComfyMap:
             return self.forward(z)
         free_loaded_weights()
         free_control_hints(self._guider.conds)
-        keeping = _Keeping(self._masked, self._before_step, kept, partial(self._graph, z[0]))
-        ledger = keeping.ledger
+        with self.graphs.care.taken():
+            ledger = Ledger()
+        graph = partial(self._graph, z[0], ledger)
+        keeping = _Keeping(self._masked, self._before_step, kept, graph)
         try:
             with ledger.watching():
                 path = self._run(z, keeping)
@@ -143,7 +145,7 @@ class ComfyMap:
         self._wide = self._wide and not self._dice.rolled()
         return Path(tuple(recording.latents), final, recording.graphs)
 
-    def _graph(self, z0: Tensor, x: Tensor, index: int, ledger: Ledger) -> Graph:
+    def _graph(self, z0: Tensor, ledger: Ledger, x: Tensor, index: int) -> Graph:
         """D at one step of a forward run, with its graph as a function of (x, z_0)."""
 
         def before() -> None:
@@ -168,11 +170,17 @@ class ComfyMap:
         free_loaded_weights()
         free_control_hints(self._guider.conds)
         kept = bool(path.graphs)
+        care = self.graphs.care
         try:
-            return self._sweep(z, path, v)
+            with care.taken():
+                pulled = self._sweep(z, path, v)
+            if not self.graphs.memory.by_blocks:
+                care.passed()
+            return pulled
         except Overwritten:
-            if not kept:
+            if not (kept or care.trusts):
                 raise
+            care.distrust()
         except RuntimeError as error:
             refusal = without_backward(error)
             if refusal is None:
@@ -313,17 +321,16 @@ class _Keeping(_Recording):
         model: Any,
         before: Callable[[int, int], None],
         kept: Collection[int],
-        graph: Callable[[Tensor, int, Ledger], Graph],
+        graph: Callable[[Tensor, int], Graph],
     ) -> None:
         super().__init__(model, before)
-        self.ledger = Ledger()
         self._kept = kept
         self._graph = graph
 
     def _denoised(self, index: int, x: Tensor, sigma: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if index not in self._kept:
             return super()._denoised(index, x, sigma, kwargs)
-        graph = self.graphs[index] = self._graph(x, index, self.ledger)
+        graph = self.graphs[index] = self._graph(x, index)
         return graph.value
 
 

@@ -242,16 +242,30 @@ def test_a_cancel_frees_kept_graphs() -> None:
     assert [t for t in gc.get_objects() if type(t) is Tensor and t.grad_fn is not None] == []
 
 
-def test_a_write_behind_the_back_of_kept_graphs_makes_them_be_computed_once_more() -> None:
+@pytest.mark.parametrize("trusting", [True, False])
+def test_a_write_behind_the_back_of_kept_graphs_makes_them_be_computed_once_more(
+    trusting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfyui_dno.dno_core.noise_map.saved import Care
+
+    if not trusting:
+        monkeypatch.setattr(Care, "passed", Care.distrust)
+
     def work(problem: Any, z: Tensor, to_latent: Any) -> None:
         first = problem.evaluate(z, (1.0,), differentiate=True)
         expected = problem.gradient(z, first, first.image_gradient)
+        network = problem.noise_map._guider.inner_model.diffusion_model
+        seen: list[Tensor] = []
+        hook = network.out.register_forward_pre_hook(lambda module, given: seen.extend(given))
         kept = problem.evaluate(z, (1.0,), differentiate=True)
-        graph = kept.path.graphs[1]
-        saved = next(each for each in graph._saved if each.tensor.is_floating_point())
-        saved.tensor.add_(0)  # counted as a write, as a patch's own might be
+        hook.remove()
+        assert kept.path.graphs
+        seen[1].add_(0)  # counted as a write, as a patch's own might be
+        care = problem.noise_map.graphs.care
+        assert care.trusts is trusting
         found = problem.gradient(z, kept, kept.image_gradient)
         assert torch.equal(found, expected)
+        assert not care.trusts
 
     inside(request(graph_memory="store"), work)
 
