@@ -178,7 +178,7 @@ class _Follower:
             self.final = iteration.latent
             recorder.add(iteration, self.to_latent(iteration.latent))
             if iteration.update is not None and iteration.update.cosine is not None:
-                self.cosine = tuple(iteration.update.cosine.cpu().double().tolist())
+                self.cosine = tuple(iteration.update.cosine.clamp(-1, 1).cpu().double().tolist())
             warnings = warning_lights(recorder.terms, recorder.records)
             progress.show(recorder.images[-1])
             left = progress.seconds_left

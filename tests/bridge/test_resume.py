@@ -101,8 +101,9 @@ def test_the_stock_picture_of_0_iterations_may_be_climbed_from(models: dict[str,
 
 
 def test_a_run_that_ran_out_of_memory_can_be_gone_on_with(models: dict[str, Any]) -> None:
-    calls = Calls(models["model"], 16, out_of_memory)
-    broken = run({**models, "model": calls.model}, 4, check_gradient=False).trajectory
+    calls = Calls(models["model"], 16, out_of_memory, on=True)
+    options = {"check_gradient": False, "graph_memory": "recompute"}
+    broken = run({**models, "model": calls.model}, 4, **options).trajectory
     assert "Out of memory" in broken.stop_reason and len(broken.records) == 3
     calls.at = -1
     healed = run({**models, "model": calls.model}, 4, resume=broken).trajectory

@@ -16,7 +16,13 @@ def test_what_was_climbed_with_few_steps_comes_out_drawn_with_all_of_them(
 ) -> None:
     plain = with_inputs(quick, SAMPLER, seed=41, iterations=0)
     cheap = with_inputs(
-        quick, SAMPLER, seed=41, iterations=3, optimize_steps=2, gradient_mode="last k"
+        quick,
+        SAMPLER,
+        seed=41,
+        iterations=3,
+        optimize_steps=2,
+        gradient_mode="last k",
+        gradient_steps=1,
     )
     found = {}
     for name, workflow in (("plain", plain), ("cheap", cheap)):
@@ -29,7 +35,7 @@ def test_what_was_climbed_with_few_steps_comes_out_drawn_with_all_of_them(
     assert redraw["reward_before_in_run"] != pytest.approx(cheap_run["reward_before"], abs=1e-4)
     assert cheap_run["reward_after"] > cheap_run["reward_before"]
     assert redraw["taken"] == [True]
-    assert -1 <= cheap_run["gradient_cosine"][0] <= 1
+    assert 0 < cheap_run["gradient_cosine"][0] < 0.999
 
 
 @pytest.mark.slow

@@ -403,7 +403,7 @@ def test_a_stop_rule_ends_the_run_and_its_reason_is_told(graph: Any) -> None:
 
 
 def test_the_reason_is_told_too_when_all_iterations_are_done(graph: Any) -> None:
-    assert graph.run().server.texts[-1][0].endswith("Ended: all 2 iterations done.")
+    assert "\nEnded: all 2 iterations done." in graph.run().server.texts[-1][0]
 
 
 def test_screening_shows_its_seeds_moves_the_bar_and_tells_what_it_chose(graph: Any) -> None:
@@ -433,9 +433,9 @@ def test_the_learning_rate_follows_its_schedule(graph: Any) -> None:
 def test_a_check_without_a_verdict_is_told_once(
     graph: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from comfyui_dno.dno_core import loop
+    from comfyui_dno.dno_core import check
 
-    monkeypatch.setattr(loop, "verify_gradient", lambda *_: 0.9)
+    monkeypatch.setattr(check, "verify_gradient", lambda *_: 0.9)
     texts = [text for text, *_ in graph.run().server.texts]
     told = [text for text in texts if "could not be checked" in text]
     assert len(told) == 1

@@ -162,3 +162,50 @@ def test_the_schemas_are_json(rooms):
     for node in (rooms.PickIteration, rooms.RewardCurve):
         info = SimpleNamespace(**json.loads(json.dumps(node.GET_NODE_INFO_V1())))
         assert info.output_node and "DNO_TRAJECTORY" in str(info.input)
+
+
+def redrawn_run():
+    """Five iterations whose last one was drawn again at full quality, a little less bright."""
+    from comfyui_dno.dno_core import Redraw
+
+    run = synthetic_run()
+    redraw = Redraw(
+        winners=(4,),
+        taken=(True,),
+        before=((-0.05,),),
+        after=((0.3125,),),
+        seconds=1.0,
+        latents=torch.tensor([-1.0, -2.0]).view(2, 1, 1, 1, 1).expand(2, 1, 4, 2, 2),
+        images=torch.tensor([5, 6], dtype=torch.uint8).view(2, 1, 1, 1, 1).expand(2, 1, 32, 32, 3),
+    )
+    return run.with_redraw(redraw)
+
+
+@pytest.mark.parametrize(("index", "level", "value"), [(-1, 6, -2), (0, 5, -1), (2, 32, 2)])
+def test_pick_iteration_gives_result_and_first_picture_at_full_quality(
+    rooms, said, index, level, value
+):
+    latent, image = execute(rooms.PickIteration, redrawn_run(), index).args
+    assert (latent["samples"] == value).all()
+    assert torch.equal(image, torch.full_like(image, level) / 255)
+    assert ("drawn at full quality" in said[0]) == (index < 1)
+    assert ("as it was in the run" in said[0]) == (index == 2)
+
+
+def test_the_chart_says_what_the_result_scores_at_full_quality(rooms):
+    from comfyui_dno.nodes.curves import reward_curve
+
+    line = "At full quality, from the first picture to the result: brightness -0.05 to 0.312."
+    assert line in reward_curve(redrawn_run()).lines
+    assert not any("full quality" in line for line in reward_curve(synthetic_run()).lines)
+    plain, more = (
+        execute(rooms.RewardCurve, run()).args[0] for run in (synthetic_run, redrawn_run)
+    )
+    assert more.shape[1] > plain.shape[1], "a line of its own"
+
+
+def test_load_trajectory_says_that_the_result_is_at_full_quality(comfy):
+    from comfyui_dno.nodes.trajectory_file_nodes import described
+
+    assert "the result is drawn at full quality" in described(redrawn_run())
+    assert "full quality" not in described(synthetic_run())
