@@ -158,6 +158,32 @@ def test_with_a_constant_denoiser_fine_and_coarse_runs_pass_through_the_same_lat
     assert torch.allclose(short.final, full.final, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("kind", ["flow, eta 1", "flow, eta 0.5", "ddim, eta 0.5"])
+def test_where_steps_do_not_compose_the_coarse_latents_are_near_and_of_the_right_variance(
+    kind: str, shift: float
+) -> None:
+    """D = 0: every latent is a sum of the noises, read off from unit noises."""
+    line = torch.linspace(1, 0, 21, dtype=torch.float64)
+    sigmas = shift * line / (1 + (shift - 1) * line)
+    make, eta = (flow_steps, 1.0) if "1" in kind else (flow_steps, 0.5)
+    if "ddim" in kind:
+        make, sigmas = ddim_steps, 14.6 * sigmas**2
+    fine, coarse = make(sigmas, eta), make(coarse_sigmas(sigmas, 5), eta)
+    z = torch.eye(noise_count(fine), dtype=torch.float64)[:, None, :, None, None]
+
+    def nothing(x: Tensor, sigma: Tensor, z0: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    full = SamplerMap(nothing, fine, lambda z0: z0 * sigmas[0]).forward(z).latents
+    inner = SamplerMap(nothing, coarse, lambda z0: z0 * sigmas[0])
+    short = CoarseMap(inner, Coarsening(fine, coarse)).forward(z).latents
+    for place, latent in zip(coarse_indices(20, 5), short, strict=False):
+        one, other = full[place].flatten(), latent.flatten()
+        assert torch.allclose(one.norm(), other.norm(), rtol=1e-9)
+        assert float(one @ other / one.norm() / other.norm()) > 0.94
+
+
 def test_with_a_gaussian_the_coarse_run_comes_near_the_fine_one_and_other_noise_does_not() -> None:
     """D of N(0, 1) data is x / (1 + sigma^2): not constant, so the runs differ a little."""
 
