@@ -78,8 +78,7 @@ class GraphMemory:
         """
         if kept:
             self._fits = kept // 2
-            kept_now = f"of {self._fits} calls" if self._fits else "none"
-            self._say(f"out of memory with {kept} graphs kept; keeps {kept_now} from here on")
+            self._say(f"out of memory with {kept} graphs kept; keeps {self._fits} from here on")
         elif pulling and not self.by_blocks:
             self.by_blocks, self._stores = True, False
             self._say("out of memory; recomputes the model block by block from here on")
