@@ -61,6 +61,17 @@ def test_the_notebook_run_climbs_is_saved_and_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "colour.dno.safetensors").is_file()
 
 
+def test_cheap_runs_report_their_cosine_and_are_redrawn_on_the_full_schedule(
+    tmp_path: Path,
+) -> None:
+    first, (cheap,) = blocks()[0], [block for block in blocks() if "CoarseMap" in block]
+    *_, cosine, start, end = run(first + cheap, tmp_path).splitlines()
+    for value in json.loads(cosine.removeprefix("cosine with the exact gradient")):
+        assert 0 < value < 1
+    before, after = (json.loads(line.removeprefix("redrawn")) for line in (start, end))
+    assert all(now > was for was, now in zip(before, after, strict=True))
+
+
 def test_the_diffusers_pipeline_climbs(tmp_path: Path) -> None:
     (block,) = (block for block in blocks() if "StableDiffusionPipeline" in block)
     lines = run(TINY_PIPELINE + block, tmp_path).splitlines()
