@@ -9,5 +9,5 @@ files alone.
 
 from __future__ import annotations
 
-NAMES = ("regularizer", "optimizers", "eta", "baselines", "black_box")
+NAMES = ("regularizer", "optimizers", "eta", "baselines", "black_box", "gradient_modes")
 """In the order in which `all` runs them."""

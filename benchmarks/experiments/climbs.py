@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from comfyui_dno import dno_core
-from comfyui_dno.dno_core import NonFinite, Settings, optimize
+from comfyui_dno.dno_core import NonFinite, Regularizer, Settings, optimize
 
 from .curves import Snapshot, snapshot
 from .setting import Bench
@@ -29,7 +29,7 @@ def dno(
     A run whose numbers overflow ends there; what came before counts.
     """
     keeper = make(regularizer)
-    settings = Settings(learning_rate, keeper.gamma, (1.0,), clip)
+    settings = settings_of(learning_rate, keeper, clip)
     run = optimize(
         bench.problem,
         bench.z,
@@ -45,6 +45,11 @@ def dno(
             yield snapshot(iteration)
     except NonFinite:
         return
+
+
+def settings_of(learning_rate: float, keeper: Regularizer, clip: float = 1.0) -> Settings:
+    """Settings of a climb of one term, which stay as they are."""
+    return Settings(learning_rate, keeper.gamma, (1.0,), clip)
 
 
 def make(description: Mapping[str, Any]) -> Any:

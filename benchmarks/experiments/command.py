@@ -60,6 +60,9 @@ def run(
     """All arms of rank 0 of every experiment, then rank 1, and so on. Returns the exit status."""
     ranks = sorted({arm.rank for experiment in experiments for arm in experiment.arms})
     failed: dict[str, str] = {}
+    for experiment in experiments:
+        if experiment.measure is not None:
+            experiment.measure(places.results)
     with Units(places.units, workers, plain_samples) as units:
         for rank, experiment in itertools.product(ranks, experiments):
             if any(arm.rank == rank for arm in experiment.arms):

@@ -114,7 +114,8 @@ def reward_at_equal_cost(a: Curve, b: Curve) -> float:
 
 
 def best_within(curve: Curve, budget: float) -> float:
-    """The highest objective among typical iterations that cost at most `budget`, within 2 %."""
+    """The highest objective among typical iterations that cost at most `budget`, within 2 %; of a
+    loop on fewer steps what its last look within it would return."""
     reached = [
         value
         for index, (value, cost, quantile) in enumerate(
@@ -122,7 +123,7 @@ def best_within(curve: Curve, budget: float) -> float:
         )
         if index == 0 or (cost <= budget * SLACK and not quantile <= TYPICAL)
     ]
-    return max(reached)
+    return reached[-1] if curve.loop else max(reached)
 
 
 def returned(column: str) -> Measure:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from comfyui_dno.dno_core import Decoder, Path
+from comfyui_dno.dno_core import Decoder, GradientMode, ModalMap, Path
 
 FORWARD = 1.0
 BACKWARD = 2.4
@@ -36,7 +36,8 @@ class Costs:
 
 @dataclass(frozen=True)
 class CountingMap:
-    """A NoiseMap that charges every step of every image, probes included."""
+    """A NoiseMap that charges every step of every image, probes included, and a backward only
+    where the gradient mode takes one."""
 
     inner: Any
     costs: Costs
@@ -45,8 +46,13 @@ class CountingMap:
         self.costs.charge(z.shape[1] * len(self.inner.steps), FORWARD)
         return self.inner.forward(z)
 
+    def forward_to_pull(self, z: Tensor) -> Path:
+        """As `forward`: no graph is kept, so that every machine's backward has the same price."""
+        return self.forward(z)
+
     def pull(self, z: Tensor, path: Path, v: Tensor) -> Tensor:
-        self.costs.charge(z.shape[1] * len(self.inner.steps), BACKWARD)
+        mode = self.inner.mode if isinstance(self.inner, ModalMap) else GradientMode()
+        self.costs.charge(z.shape[1] * mode.costs(len(self.inner.steps)), BACKWARD)
         return self.inner.pull(z, path, v)
 
     def __getattr__(self, name: str) -> Any:

@@ -6,7 +6,8 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from . import NAMES
@@ -41,7 +42,9 @@ class Recipe:
 class Arm:
     """A recipe in an experiment. `grid`: the trials of its knob on the development prompts; one
     value is no trial. `like`: the arm whose knob it takes instead. `prompts` x `seeds` test cases;
-    trials are run on `tuned_on` development prompts. `rank` 0 is run first."""
+    trials are run on `tuned_on` development prompts, for `tuned_for` iterations (0: as many as the
+    tests) and with `trial_options` in place of the recipe's. `batch` cases are a unit. `rank` 0 is
+    run first."""
 
     name: str
     label: str
@@ -51,6 +54,9 @@ class Arm:
     prompts: int = 24
     seeds: int = 1
     tuned_on: int = DEVELOPMENT_PROMPTS
+    tuned_for: int = 0
+    trial_options: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = BATCH
     rank: int = 0
 
 
@@ -78,6 +84,9 @@ class Experiment:
     figures: tuple[Figure, ...]
     extra: Callable[[Any], str] | None = None
     """A section of the page that only this experiment has, from its `running.Results`."""
+    trials: int = TRIALS
+    measure: Callable[[Path], None] | None = None
+    """What it measures besides climbs: writes its files to a folder unless they are there."""
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -102,15 +111,20 @@ class Unit:
 def trials(arm: Arm) -> dict[float, list[Unit]]:
     """Knob -> the units of its trial on the development prompts."""
     tried = cases(development_prompts(), arm.tuned_on, 1)
+    recipe = replace(
+        arm.recipe,
+        iterations=arm.tuned_for or arm.recipe.iterations,
+        options={**arm.recipe.options, **arm.trial_options},
+    )
     return {
-        knob: [Unit(arm.recipe, knob, batch) for batch in batches(tried, BATCH)]
+        knob: [Unit(recipe, knob, batch) for batch in batches(tried, arm.batch)]
         for knob in (arm.grid if len(arm.grid) > 1 else ())
     }
 
 
 def tests(arm: Arm, knob: float) -> list[Unit]:
     run = cases(test_prompts(), arm.prompts, arm.seeds)
-    return [Unit(arm.recipe, knob, batch) for batch in batches(run, BATCH)]
+    return [Unit(arm.recipe, knob, batch) for batch in batches(run, arm.batch)]
 
 
 def load(name: str) -> Experiment:

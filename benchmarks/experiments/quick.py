@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from .plan import Arm, Experiment
 
@@ -14,17 +15,29 @@ PLAIN_SAMPLES = 4
 
 def quick(experiment: Experiment) -> Experiment:
     """2 prompts, 2 iterations, 3 steps; only arms of rank 0 are tuned, in 2 trials on 1 prompt."""
-    return replace(experiment, arms=tuple(map(_small, experiment.arms)))
+    measure = experiment.measure
+    return replace(
+        experiment,
+        arms=tuple(map(_small, experiment.arms)),
+        measure=None if measure is None else partial(measure, small=True),
+    )
 
 
 def _small(arm: Arm) -> Arm:
     first = arm.rank == 0
-    iterations = min(ITERATIONS if first else 1, arm.recipe.iterations)
+    refined = "refine_after" in arm.recipe.options
+    iterations = min(ITERATIONS if first or refined else 1, arm.recipe.iterations)
+    options = dict(arm.recipe.options)
+    if "optimize_steps" in options:
+        options["optimize_steps"] = STEPS - 1
+    if "refine_after" in options:
+        options["refine_after"] = 1
     return replace(
         arm,
-        recipe=replace(arm.recipe, iterations=iterations, steps=STEPS),
+        recipe=replace(arm.recipe, iterations=iterations, steps=STEPS, options=options),
         grid=arm.grid[: 2 if first else 1],
         prompts=PROMPTS if first else 1,
         seeds=1,
         tuned_on=1,
+        tuned_for=min(ITERATIONS, arm.tuned_for),
     )

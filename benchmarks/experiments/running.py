@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .curves import Curve
 from .plan import Arm, Experiment, tests, trials
@@ -34,11 +35,13 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Results:
-    """What is there of an experiment: arms whose units are missing are left out."""
+    """What is there of an experiment: arms whose units are missing are left out. `folder` holds
+    what it measured besides."""
 
     experiment: Experiment
     tuned: dict[str, Tuned]
     curves: dict[str, list[Curve]]
+    folder: Path = Path()
 
     @property
     def missing(self) -> list[str]:
@@ -98,4 +101,4 @@ def gather(experiment: Experiment, units: Units) -> Results:
         found = units.curves(tests(arm, choice.knob))
         if found is not None:
             curves[arm.name] = found
-    return Results(experiment, tuned, curves)
+    return Results(experiment, tuned, curves, units.results)

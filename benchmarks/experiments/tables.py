@@ -53,7 +53,8 @@ def curves_csv(results: Results) -> str:
         for curve in curves:
             for index in range(len(curve)):
                 values = (short(getattr(curve, column)[index]) for column in COLUMNS)
-                rows.append((name, knob, curve.prompt, curve.seed, index, *values))
+                iteration = curve.iteration[index] if curve.iteration else index
+                rows.append((name, knob, curve.prompt, curve.seed, iteration, *values))
     return _csv(rows)
 
 

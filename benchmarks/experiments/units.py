@@ -76,6 +76,11 @@ class Units:
     def path(self, unit: Unit) -> Path:
         return self._folder / f"{unit.name}.json"
 
+    @property
+    def results(self) -> Path:
+        """Where the tables of these units are."""
+        return self._folder.parent
+
     def curves(self, units: Iterable[Unit]) -> list[Curve] | None:
         """The curves of these units, or None while one is missing."""
         found: list[Curve] = []

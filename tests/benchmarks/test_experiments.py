@@ -20,7 +20,7 @@ from comfyui_dno.benchmarks.experiments.cases import (
 from comfyui_dno.benchmarks.experiments.cases import (
     test_prompts as prompts_of_the_test,
 )
-from comfyui_dno.benchmarks.experiments.plan import TRIALS, load, trials
+from comfyui_dno.benchmarks.experiments.plan import load, trials
 from comfyui_dno.benchmarks.experiments.plan import tests as units_of
 from comfyui_dno.benchmarks.experiments.report import BEGIN, END, with_generated
 
@@ -44,7 +44,7 @@ def test_every_method_is_tuned_in_the_same_number_of_trials_on_development_promp
     allowed = set(development_prompts())
     for arm in experiment.arms:
         found = trials(arm)
-        assert len(found) in (0, TRIALS), f"{arm.name} has {len(found)} trials"
+        assert len(found) in (0, experiment.trials), f"{arm.name} has {len(found)} trials"
         tried = [case.prompt for units in found.values() for unit in units for case in unit.cases]
         assert set(tried) <= allowed
         assert found or arm.like or len(arm.grid) == 1, f"{arm.name} has no knob"
