@@ -58,7 +58,10 @@ def gpu_results() -> list[dict[str, Any]]:
 
 
 def three(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    """Three digits, large numbers whole."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def iteration() -> str:
@@ -121,7 +124,11 @@ def memory() -> str:
     result = load("memory.json")
     counts = list(next(iter(result["over_steps"].values()))["mb"])
     sizes = [size for size in next(iter(result["over_batch"].values())) if size != "1"]
-    head = ["graphs", *(f"{count} steps" for count in counts), f"{counts[-1]} : {counts[0]}"]
+    head = [
+        "peak MB, graphs",
+        *(f"{count} steps" for count in counts),
+        f"{counts[-1]} : {counts[0]}",
+    ]
     head += [f"batch {size}" for size in sizes]
     return markdown(head, memory_rows(result, counts, sizes))
 
