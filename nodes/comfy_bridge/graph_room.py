@@ -10,7 +10,7 @@ import comfy.utils
 
 FAMILIES = (
     (comfy.supported_models.SDXL, 20),
-    (comfy.supported_models.SD15, 9),
+    (comfy.supported_models.SD15, 10),
     (comfy.supported_models.SD3, 7),
     (comfy.supported_models.Flux, 27),
 )
@@ -20,7 +20,7 @@ BLOCK_ROOM = 3
 by family, of any other network, and of a network recomputed block by block.
 
 Counted by dno_core's ledger on full-size networks of ComfyUI's classes without memory (device
-"meta"), float16, positive and negative prompt, and held to that by tests/bridge/test_memory.py:
+"meta"), float16, positive and negative prompt, and held to that by tests/bridge/test_graph_room.py:
 SD1.5 9.0 at 512 pixels, SDXL 19.7 at 512 and 19.4 at 1024, SD3 medium 6.4 and 5.7, Flux 26.0 and
 22.1; by blocks at most 1.8 for what is kept and 0.7 for the block at work.
 """
