@@ -8,9 +8,10 @@ redraws included; learning rates are those tuned on development prompts. The cli
 `experiment.py gradient_modes`, and are made here where they are missing (an hour and more on one
 core; a command that was stopped goes on). What an iteration takes is measured anew, arm by arm in
 turns, in one process. `speed_up`: the reference's seconds to that gain over those of the fastest
-way whose P(z) is typical in every picture and whose judge was not shown to be lower (bootstrap over
-prompts); 0 where no way gets there. `speed_up_over_all_iterations`: over the reference's 50.
-`--quick`: two prompts, two iterations, three steps, nothing kept.
+way whose P(z) is typical in every picture, 0 where none gets there; `judge_minus_reference`: what
+the judge says of those pictures against the reference's, mean and 95 % interval over prompts;
+`speed_up_over_all_iterations`: over the reference's 50. `--quick`: two prompts, two iterations,
+three steps, nothing kept.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ map_pack()
 def main() -> None:
     from comfyui_dno.benchmarks.experiments.plan import load
     from comfyui_dno.benchmarks.experiments.quick import PLAIN_SAMPLES, quick
-    from comfyui_dno.benchmarks.experiments.timing import TURNS, chosen, measured
+    from comfyui_dno.benchmarks.experiments.timing import TURNS, measured
     from comfyui_dno.benchmarks.writing import machine, rounded, write
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -38,7 +39,7 @@ def main() -> None:
     results = ROOT / "benchmarks" / "results"
     parser.add_argument("--output", type=Path, default=results / "time_to_gain.json")
     given = parser.parse_args()
-    experiment = chosen(load("gradient_modes"))
+    experiment = load("gradient_modes")
     if given.quick:
         with tempfile.TemporaryDirectory(prefix="dno-quick-") as scratch:
             found = measured(quick(experiment), Path(scratch) / "units", PLAIN_SAMPLES, 1)

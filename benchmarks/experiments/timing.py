@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -16,7 +16,7 @@ from .cheap import REDRAWN, loop_of
 from .compare import effect, pairs, returned
 from .curves import Curve
 from .gains import SHARE, Moment, moment, reach
-from .gradient_modes import PRESETS, REFERENCE
+from .gradient_tables import REFERENCE
 from .plan import Arm, Experiment, tests
 from .running import Results, do, gather
 from .setting import Bench, Lab, climbed
@@ -40,12 +40,6 @@ class Price:
         first = min(iteration, self.before) if self.before else iteration
         later = (iteration - first) * self.later
         return self.start + first * self.iteration + self.redraw + later
-
-
-def chosen(experiment: Experiment) -> Experiment:
-    """The reference and the arms that presets stand on, all of one rank."""
-    arms = [arm for arm in experiment.arms if arm.name in (REFERENCE, *PRESETS)]
-    return replace(experiment, arms=tuple(replace(arm, rank=0) for arm in arms), measure=None)
 
 
 def prices(results: Results, turns: int) -> dict[str, Price]:
@@ -100,7 +94,7 @@ def _drawing(bench: Bench) -> float:
 
 
 def compared(results: Results, price: Mapping[str, Price]) -> dict[str, Any]:
-    """Every arm at the moment at which it has the gain, and the fastest that may be recommended."""
+    """Every arm at the moment at which it has the gain, and the fastest with typical noise."""
     reference = results.curves[REFERENCE]
     rows = max(len(curve) for curve in reference) - 1
     end = moment(reference, rows)
@@ -111,7 +105,7 @@ def compared(results: Results, price: Mapping[str, Price]) -> dict[str, Any]:
         for arm in results.experiment.arms
         if arm.name in results.curves
     }
-    fit = [name for name, row in arms.items() if name != REFERENCE and row["recommended"]]
+    fit = [name for name, row in arms.items() if name != REFERENCE and row["typical"]]
     best = max(fit, key=lambda name: arms[name]["speed_up"], default=None)
     return {
         "share": SHARE,
@@ -124,6 +118,7 @@ def compared(results: Results, price: Mapping[str, Price]) -> dict[str, Any]:
         "speed_up_over_all_iterations": (
             arms[best]["speed_up_over_all_iterations"] if best else 0.0
         ),
+        "judge_minus_reference": arms[best]["judge_minus_reference"] if best else None,
     }
 
 
@@ -144,7 +139,7 @@ def _row(
         "judge_of_all": last.judge,
         "p_z_lowest_of_all": last.lowest,
         **dict.fromkeys(("iteration", "seconds", "cost", "judge", "speed_up")),
-        "recommended": False,
+        "typical": False,
     }
     found = reach(curves, SHARE * end.gain)
     if found is None:
@@ -162,7 +157,7 @@ def _row(
         "speed_up": price[REFERENCE].until(base.iteration) / seconds,
         "speed_up_over_all_iterations": price[REFERENCE].until(end.iteration) / seconds,
         "speed_up_cost": base.cost / found.cost,
-        "recommended": found.lowest > TYPICAL and not judge.high < 0,
+        "typical": found.lowest > TYPICAL,
     }
 
 
