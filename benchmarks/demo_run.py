@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 from checkout import start_comfyui
+from published import Published
 from torch import Tensor
 
 PROMPTS = ("cat face", "red apple on blue", "sunflower", "penguin")
@@ -52,6 +53,19 @@ class Inside:
         (term,) = self.request.terms
         shown = clamp_straight_through(image, 0.0, 1.0)
         return term.reward.score(shown, term.context) / term.reward.scale
+
+    def published(self, **options: Any) -> Published:
+        """The published algorithm on the same problem, from the same noise."""
+        return Published(
+            self.denoise,
+            self.sigmas,
+            self.request.eta,
+            self.decode,
+            self.reward,
+            self.z,
+            forget_texts=self.forget_texts,
+            **options,
+        )
 
     def forget_texts(self) -> None:
         """As if the prompt had never been embedded."""

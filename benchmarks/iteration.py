@@ -40,16 +40,8 @@ def contenders(inside: Inside) -> dict[str, Published]:
     from comfyui_dno.dno_core import PermutationRegularizer
 
     def run(waste: Waste) -> Published:
-        return Published(
-            inside.denoise,
-            inside.sigmas,
-            inside.request.eta,
-            inside.decode,
-            inside.reward,
-            inside.z,
-            waste=waste,
-            regularize=lambda noise: PermutationRegularizer().penalty(noise, 1),
-            forget_texts=inside.forget_texts,
+        return inside.published(
+            waste=waste, regularize=lambda noise: PermutationRegularizer().penalty(noise, 1)
         )
 
     partial = {f"without {field.name}": run(ALL_WASTE.without(field.name)) for field in WASTES}

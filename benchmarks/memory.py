@@ -24,7 +24,6 @@ import torch
 from checkout import ROOT
 from demo_run import CFG, PIXELS, Inside, demo_request, run_around
 from live_bytes import LiveBytes
-from published import Published
 from writing import machine, rounded, write
 
 RESULTS = ROOT / "benchmarks" / "results" / "memory.json"
@@ -62,15 +61,7 @@ def _published_peak(steps: int, pixels: int) -> float:
     def make(inside: Inside, iterations: Iterator[Any]) -> Iterator[Any]:
         first = next(iterations)  # its forward pass is what the denoiser's random states come from
         with LiveBytes() as live:
-            run = Published(
-                inside.denoise,
-                inside.sigmas,
-                inside.request.eta,
-                inside.decode,
-                inside.reward,
-                inside.z,
-                forget_texts=inside.forget_texts,
-            )
+            run = inside.published()
             run.iteration()
             run.gradient()
         found.append(live.peak / 2**20)

@@ -50,6 +50,18 @@ def request(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     return Request(**{k: v for k, v in values.items() if k in Request.__dataclass_fields__})
 
 
+def flux_inputs(dtype: torch.dtype) -> dict[str, Any]:
+    """What a request for a small Flux takes instead of SD's."""
+    return {
+        "model": tiny.flux_model(dtype),
+        "vae": tiny.flux_vae(dtype),
+        "positive": tiny.flux_conditioning(1, dtype),
+        "negative": tiny.flux_conditioning(2, dtype),
+        "latent": {"samples": torch.zeros(1, 16, 8, 8)},
+        "cfg": 1.0,
+    }
+
+
 def stock(request: Any) -> dict[str, Any]:
     """The LATENT of the stock KSampler node for the same inputs."""
     import nodes

@@ -19,7 +19,7 @@ from comfyui_dno.dno_core import (
 )
 
 from . import tiny
-from .runs import KeepDouble, inside, request, stock, wavy_reward
+from .runs import KeepDouble, flux_inputs, inside, request, stock, wavy_reward
 
 STEPS, TAKEN = 7, 3
 LIMIT = 1e-5
@@ -30,17 +30,6 @@ def coarse_request(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     return request(dtype, **{"steps": STEPS, "optimize_steps": TAKEN, **changes})
 
 
-def flux(dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        "model": tiny.flux_model(dtype),
-        "vae": tiny.flux_vae(dtype),
-        "positive": tiny.flux_conditioning(1, dtype),
-        "negative": tiny.flux_conditioning(2, dtype),
-        "latent": {"samples": torch.zeros(1, 16, 8, 8)},
-        "cfg": 1.0,
-    }
-
-
 def masked() -> dict[str, Any]:
     picture = 3 * torch.randn(1, *tiny.LATENT, generator=torch.Generator().manual_seed(8))
     mask = torch.linspace(0, 1, 8).expand(1, 8, 8).clone()
@@ -49,7 +38,7 @@ def masked() -> dict[str, Any]:
 
 def kind(name: str, dtype: torch.dtype) -> dict[str, Any]:
     if name == "flux":
-        return flux(dtype)
+        return flux_inputs(dtype)
     return masked() if name == "masked" else {}
 
 

@@ -14,23 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from . import tiny
-from .runs import inside, request, wavy_reward
+from .runs import flux_inputs, inside, request, wavy_reward
 from .sabotage import Calls, interrupt, out_of_memory
 from .test_gradients import a_mask, a_picture
 
 CALLS = 3
 GIB = 2**30
-
-
-def flux(dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        "model": tiny.flux_model(dtype),
-        "vae": tiny.flux_vae(dtype),
-        "positive": tiny.flux_conditioning(1, dtype),
-        "negative": tiny.flux_conditioning(2, dtype),
-        "latent": {"samples": torch.zeros(1, 16, 8, 8)},
-        "cfg": 1.0,
-    }
 
 
 def control(dtype: torch.dtype) -> dict[str, Any]:
@@ -48,7 +37,7 @@ def freeu(dtype: torch.dtype) -> dict[str, Any]:
 SINGLE = torch.float32
 KEPT: dict[str, Callable[[], dict[str, Any]]] = {
     "SD": dict,
-    "Flux": lambda: flux(SINGLE),
+    "Flux": lambda: flux_inputs(SINGLE),
     "ControlNet": lambda: control(SINGLE),
     "FreeU_V2": lambda: freeu(SINGLE),
     "mask": lambda: {"latent": {"samples": a_picture(), "noise_mask": a_mask()}},

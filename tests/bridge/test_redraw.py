@@ -17,23 +17,10 @@ from comfyui_dno.dno_core.trajectories.continuation import NotTheSameRun
 from comfyui_dno.dno_core.trajectories.redraw import FIRST, WINNER
 from comfyui_dno.rewards.base import PixelReward
 
-from . import tiny
 from .runs import inside, request, stock, wavy_reward
 from .sabotage import Calls, interrupt, out_of_memory
 
 STEPS = {"steps": 4, "optimize_steps": 2, "learning_rate": 0.05, "graph_memory": "recompute"}
-
-
-@pytest.fixture(scope="module")
-def models(comfy: object) -> dict[str, Any]:
-    with torch.inference_mode():
-        dtype = torch.float32
-        return {
-            "model": tiny.sd_model(dtype),
-            "vae": tiny.vae(dtype),
-            "positive": tiny.conditioning(1, dtype),
-            "negative": tiny.conditioning(2, dtype),
-        }
 
 
 def asked(models: dict[str, Any], **changes: Any) -> Any:

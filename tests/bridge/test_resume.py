@@ -21,19 +21,6 @@ from .runs import request, wavy_reward
 from .sabotage import Calls, interrupt, out_of_memory
 
 
-@pytest.fixture(scope="module")
-def models(comfy: object) -> dict[str, Any]:
-    """Shared by the runs of this file: a continuation needs the same model and VAE."""
-    with torch.inference_mode():
-        dtype = torch.float32
-        return {
-            "model": tiny.sd_model(dtype),
-            "vae": tiny.vae(dtype),
-            "positive": tiny.conditioning(1, dtype),
-            "negative": tiny.conditioning(2, dtype),
-        }
-
-
 def run(models: dict[str, Any], iterations: int, **changes: Any) -> Any:
     from comfyui_dno.nodes import optimization
 
