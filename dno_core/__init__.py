@@ -11,7 +11,7 @@ from .estimators.probes import WideMap
 from .estimators.zeroth_order import Hybrid1, Hybrid2, ZoSgd
 from .light_history import lights_of_run
 from .lights import warning_lights
-from .loop import Iteration, Settings, Update, optimize
+from .loop import Finish, Iteration, Settings, Update, optimize
 from .noise_map.coarse import CoarseMap, Coarsening, coarse_sigmas
 from .noise_map.gradient_modes import EXACT, GradientMode, ModalMap
 from .noise_map.sampler import Denoiser, NoiseMap, Path, SamplerMap, sample, sweep, vjp
@@ -53,6 +53,7 @@ __all__ = [
     "Decoder",
     "Denoiser",
     "Evaluation",
+    "Finish",
     "Frames",
     "FunctionDecoder",
     "GradientEstimator",

@@ -52,7 +52,7 @@ def check_gradient(
     evaluation. Raises GradientMismatch.
     """
     noise_map = problem.noise_map
-    if not isinstance(noise_map, ModalMap) or not noise_map.mode.biased:
+    if not (isinstance(noise_map, ModalMap) and noise_map.mode.biased(len(noise_map.steps))):
         error = verify_gradient(problem, z, evaluation, gradient, tolerance)
         return Checked(error > tolerance)
     if noise_map.mode.name == "linear":

@@ -50,9 +50,10 @@ class Update:
 class Iteration:
     """One iteration: noise `z` [N,B,C,H,W] and all that came out of it, on the run's device.
 
-    `latent` x_T [B,C,H,W]; `image` [B,3,H,W] in [0,1]; `scores` [K,B]; `objective` [B];
-    `saturated` [B]; `settings` those that weigh its objective and shape the step after it;
-    `seconds` spent on it, pauses excluded; `optimizer_state` belongs to `z`, to go on from.
+    `latent` x_T [B,C,H,W], sampled in so many `steps`; `image` [B,3,H,W] in [0,1]; `scores` [K,B];
+    `objective` [B]; `saturated` [B]; `settings` those that weigh its objective and shape the step
+    after it; `seconds` spent on it, pauses excluded; `optimizer_state` belongs to `z`, to go on
+    from.
     """
 
     index: int
@@ -67,6 +68,18 @@ class Iteration:
     update: Update | None
     seconds: float
     optimizer_state: dict[str, Tensor] = field(repr=False)
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The end of a run: from iteration `start` on, `problem` takes the noise of the one before.
+
+    A climb in few steps goes on in all of them, say.
+    """
+
+    start: int
+    problem: Problem
 
 
 def optimize(
@@ -82,6 +95,7 @@ def optimize(
     check_tolerance: float | None = 0.05,
     start: int = 0,
     optimizer_state: Mapping[str, Tensor] | None = None,
+    finish: Finish | None = None,
 ) -> Generator[Iteration, None, None]:
     """Yield one Iteration after another, without end, climbing from noise z [N,B,C,H,W].
 
@@ -91,7 +105,8 @@ def optimize(
     iteration), so a run continued at `start` with the last noise and `optimizer_state` repeats
     an uninterrupted one. `check_tolerance` bounds the relative error of the first gradient
     against a finite difference (None: no check); it changes nothing of the run. In a biased
-    gradient mode the exact gradient is checked, and the cosine with it is reported.
+    gradient mode the exact gradient is checked, and the cosine with it is reported. `finish`: the
+    problem of the last iterations, if it is another.
 
     Raises NonFinite (what was yielded before stays good) and GradientMismatch.
     """
@@ -106,6 +121,8 @@ def optimize(
     resumed = time.perf_counter()
     for index in itertools.count(start):
         settings = settings_at(index)
+        if finish is not None and index >= finish.start:
+            problem = finish.problem
         evaluation = problem.evaluate(z, settings.weights, estimator.differentiates(problem.terms))
         yield Iteration(
             index=index,
@@ -120,6 +137,7 @@ def optimize(
             update=update,
             seconds=time.perf_counter() - resumed,
             optimizer_state=stepper.state(),
+            steps=len(evaluation.path.latents),
         )
         resumed = time.perf_counter()
         key = iteration_key(seed, index)

@@ -84,12 +84,14 @@ def on_plateau(terms: Sequence[TermInfo], patience: int, min_gain: float = 0.0) 
     """Stop once no image's best objective has gained more than `min_gain` in `patience` iterations.
 
     In units of the objective, that is in scales of a reward of weight 1. The best counts typical
-    iterations only, and both ends are judged by the current weights.
+    iterations only, and both ends are judged by the current weights. Iterations drawn in as many
+    steps as the last are compared, others are not.
     """
     _require(patience >= 1, "patience", patience, "1 or more iterations")
     _require(min_gain >= 0, "least gain", min_gain, "0 or more")
 
     def rule(records: Sequence[Record]) -> str | None:
+        records = _alike(records)
         if len(records) <= patience:
             return None
         values = objectives(terms, records)
@@ -130,13 +132,15 @@ def when_watched_falls(terms: Sequence[TermInfo], drop: float = 1.0, patience: i
     """Stop once a watched reward lies more than `drop` of its scale below its best so far, by its
     own goal, while the objective has risen since that best: for `patience` iterations in a row.
 
-    Without a watched reward it never speaks.
+    Without a watched reward it never speaks. Iterations drawn in as many steps as the last are
+    compared, others are not.
     """
     _require(drop > 0, "drop", drop, "above 0")
     _require(patience >= 1, "patience", patience, "1 or more iterations")
     watched = [(place, term) for place, term in enumerate(terms) if term.watch]
 
     def rule(records: Sequence[Record]) -> str | None:
+        records = _alike(records)
         if not watched or len(records) <= patience:
             return None
         rewarded = objectives(terms, records)
@@ -149,6 +153,11 @@ def when_watched_falls(terms: Sequence[TermInfo], drop: float = 1.0, patience: i
         return None
 
     return rule
+
+
+def _alike(records: Sequence[Record]) -> list[Record]:
+    """Those drawn in as many steps as the last: the scores of others are of other pictures."""
+    return [record for record in records if record.steps == records[-1].steps]
 
 
 def _has_fallen(held_out: torch.Tensor, rewarded: torch.Tensor, drop: float) -> bool:

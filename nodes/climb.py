@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..dno_core import (
+    Finish,
     Iteration,
     NonFinite,
     PermutationRegularizer,
@@ -57,10 +58,12 @@ def climb(
     progress: Progress,
     seeds: Sequence[int] = (),
     quality: FullQuality | None = None,
+    finish: Finish | None = None,
 ) -> tuple[Trajectory, Tensor]:
     """The run's trajectory and the last x_T. `seeds`: those that z was chosen from, if any were.
 
-    `quality`: at which the result is drawn again, where the problem's own is lower.
+    `quality`: at which the result is drawn again, where the problem's own is lower. `finish`: the
+    problem of the last iterations, where it is another.
     """
     earlier = request.resume
     if earlier is not None:
@@ -78,7 +81,7 @@ def climb(
     with open_session(request, begun, infos, recorder) as session:
         progress.checks = (session.raise_if_stopped,)
 
-        def finish(reason: str) -> Trajectory:
+        def end(reason: str) -> Trajectory:
             lights = lights_of_run(infos, recorder.records)
             checked = tolerance is not None and exact and recorder.records[-1].index > start
             said = meta(request, seeds, checked, session.settle(), follower.cosine)
@@ -95,6 +98,7 @@ def climb(
             check_tolerance=tolerance,
             start=start,
             optimizer_state=None if earlier is None else earlier.optimizer_state,
+            finish=finish,
         )
         follower = _Follower(request, recorder, session, progress, to_latent, seeds)
         try:
@@ -103,13 +107,13 @@ def climb(
             reason = session.stop_reason
         except comfy.model_management.InterruptProcessingException:
             if recorder.records:
-                _keep(lambda: finish("cancelled"), request, "cancelled")
+                _keep(lambda: end("cancelled"), request, "cancelled")
             raise
         except Exception as error:
             if not recorder.records:
                 raise
             if not _is_survivable(error):
-                _keep(lambda: finish("failed"), request, "failed")
+                _keep(lambda: end("failed"), request, "failed")
                 raise
             reason = failure_line(error, len(recorder.records))
             failures = (reason,)
@@ -117,7 +121,7 @@ def climb(
             progress.text(f"WARNING: {reason}")
         finally:
             iterations.close()
-        trajectory = finish(reason)
+        trajectory = end(reason)
         if session.stop() == "current":
             trajectory = replace(trajectory, best=(len(trajectory.records) - 1,) * z.shape[1])
         if quality is not None:

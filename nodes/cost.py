@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .comfy_bridge.sampling import BACKWARD_COST, FORWARD_COST
-from .redraw import REDRAWN_PICTURES
 from .request import Request
 from .resume import checks_gradient
 from .seeds import screened
@@ -14,13 +13,21 @@ def planned_cost(request: Request, iterations: int, steps: int) -> float:
     the gradient check, the redraw."""
     estimator, terms, mode = request.gradient_estimator, request.terms, request.mode
     taken = request.loop_steps(steps)
-    forward = taken * FORWARD_COST
-    sweep = mode.costs(taken) * BACKWARD_COST if estimator.pulls(terms) else 0
-    each = forward * (1 + estimator.runs(terms)) + sweep
-    once = forward * (screened(request) + 1)
+    full_from = request.full_from(steps)
+    full = 0 if full_from is None else min(request.iterations - full_from, iterations) + 1
+    drawn = [taken] * (iterations + 1 - full) + [steps] * full
+
+    def gradient(count: int) -> float:
+        sweep = mode.costs(count) * BACKWARD_COST if estimator.pulls(terms) else 0
+        return count * FORWARD_COST * estimator.runs(terms) + sweep
+
+    total = sum(drawn) * FORWARD_COST + sum(gradient(count) for count in drawn[:-1])
+    total += screened(request) * taken * FORWARD_COST
     checked = checks_gradient(request) and iterations > 0 and estimator.exact(terms)
     if checked and request.differentiates_denoiser:
-        once += 2 * forward + (taken * BACKWARD_COST if mode.biased else 0)
+        total += 2 * drawn[0] * FORWARD_COST
+        total += drawn[0] * BACKWARD_COST if mode.biased(drawn[0]) else 0
     if taken < steps:
-        once += REDRAWN_PICTURES * steps * FORWARD_COST
-    return (once + iterations * each) / steps
+        first_is_drawn = full_from == 0
+        total += ((not first_is_drawn) + (not full)) * steps * FORWARD_COST
+    return total / steps

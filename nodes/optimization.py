@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..dno_core import (
     Backpropagation,
+    Finish,
     Trajectory,
     best_iterations,
     climbed,
@@ -139,11 +140,17 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
             taken, means = request.loop_steps(steps), request.redraw_means(steps)
             graphs = noise_map.graphs.memory if pulls else None
             forecast = forecast_line(model, vae, z, iterations, taken, graphs)
+            full_from = request.full_from(steps)
+            if full_from is not None:
+                forecast += f"\nfrom iteration {full_from} on in all {steps} steps"
             if means:
                 forecast += f"\nthen the best is drawn again with {means}"
             progress.plan(steps * planned_cost(request, iterations, steps), forecast)
             decoder = BlockDecoder(vae, to_latent, progress.call)
             problem = _RunProblem(noise_map.coarse(taken), decoder, request.terms)
+            finish = None
+            if full_from is not None:
+                finish = Finish(full_from, _RunProblem(noise_map, decoder, request.terms))
             z, seeds = starting_noise(request, problem, z, draw, progress)
 
             def sample(noise: Tensor) -> Tensor:
@@ -153,13 +160,16 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
             if means:
                 quality = FullQuality(
                     means=means,
-                    sample=None if taken == steps else sample,
+                    sample=sample,
+                    steps=steps,
                     first_noise=partial(first_noise, request, z, draw),
                     vae=partial(run_vae, request.vae),
                     device=request.model.load_device,
                     progress=progress,
                 )
-            trajectory, final = climb(request, problem, z, to_latent, progress, seeds, quality)
+            trajectory, final = climb(
+                request, problem, z, to_latent, progress, seeds, quality, finish
+            )
             trajectories.append(trajectory)
             return final
 

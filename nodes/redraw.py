@@ -19,21 +19,20 @@ from .comfy_bridge.loading import reward_patchers
 from .comfy_bridge.progress import Progress
 from .report import lost_lines
 
-REDRAWN_PICTURES = 2
-"""Iteration 0 and the winner."""
-
 
 @dataclass(frozen=True)
 class FullQuality:
     """How the pictures of a run are drawn at full quality.
 
-    `means`: in words. `sample(z)` gives the LATENT [B,C,h,w] of noise z on the full schedule; None
-    where the iterations took all of it, so that theirs are taken. `first_noise()`: the noise
-    [N,B,...] of iteration 0, on the `device` of the run. `vae()`: the full one, made when needed.
+    `means`: in words. `sample(z)` gives the LATENT [B,C,h,w] of noise z on the full schedule, which
+    has so many `steps`; iterations that took all of them are not sampled again. `first_noise()`:
+    the noise [N,B,...] of iteration 0, on the `device` of the run. `vae()`: the full one, made when
+    needed.
     """
 
     means: str
-    sample: Callable[[Tensor], Tensor] | None
+    sample: Callable[[Tensor], Tensor]
+    steps: int
     first_noise: Callable[[], Tensor]
     vae: Callable[[], Any]
     device: Any
@@ -45,7 +44,7 @@ class FullQuality:
         Not `better`: the winner is returned whatever it is, as the artist asked for that one.
         """
         begun = time.perf_counter()
-        self.progress.text(f"Drawing the best again with {self.means}.")
+        self.progress.text(f"Drawing the best and the first picture with {self.means}.")
         winners = self._winners(trajectory)
         first = (0,) * trajectory.batch
         pictures = (first, winners) if winners != first else (first,)
@@ -70,30 +69,45 @@ class FullQuality:
         return replace(trajectory.with_redraw(redraw), warnings=warnings)
 
     def _winners(self, trajectory: Trajectory) -> tuple[int, ...]:
-        """The best iteration of every image; where its noise was not kept, because the weights
-        have made another one the best since, the last best whose noise was."""
-        if self.sample is None:
-            return trajectory.best
+        """The best iteration of every image; where it would have to be sampled and its noise was
+        not kept, because the weights have made another one the best since, the last best whose
+        noise was."""
         last = len(trajectory.records) - 1
         pairs = zip(trajectory.best, trajectory.best_noise_at, strict=True)
-        return tuple(best if best in (0, last) else kept for best, kept in pairs)
+        return tuple(
+            best if best in (0, last) or self._is_sampled(trajectory, best) else kept
+            for best, kept in pairs
+        )
+
+    def _is_sampled(self, trajectory: Trajectory, place: int) -> bool:
+        """Whether an iteration took all the steps."""
+        return trajectory.records[place].steps == self.steps
 
     def _latents(
         self, trajectory: Trajectory, pictures: tuple[tuple[int, ...], ...]
     ) -> list[Tensor]:
         """The LATENT [B,...] on the CPU of every choice of one iteration an image."""
-        if self.sample is None:
-            return [trajectory.take(trajectory.latents, places) for places in pictures]
-        first, last = self.first_noise(), len(trajectory.records) - 1
         found = []
         for places in pictures:
-            noise = first.clone()
-            for image, place in enumerate(places):
-                if place:
-                    kept = trajectory.last_noise if place == last else trajectory.best_noise
-                    noise[:, image] = kept[:, image].to(noise)
-            found.append(self.sample(noise).cpu())
+            latents = trajectory.take(trajectory.latents, places)
+            missing = [
+                i for i, place in enumerate(places) if not self._is_sampled(trajectory, place)
+            ]
+            if missing:
+                sampled = self.sample(self._noise(trajectory, places)).to(latents)
+                latents[missing] = sampled[missing]
+            found.append(latents)
         return found
+
+    def _noise(self, trajectory: Trajectory, places: tuple[int, ...]) -> Tensor:
+        """[N,B,...]: for every image that of the iteration given for it, where it is to be had."""
+        last = len(trajectory.records) - 1
+        noise = self.first_noise().clone()
+        for image, place in enumerate(places):
+            if place:
+                kept = trajectory.last_noise if place == last else trajectory.best_noise
+                noise[:, image] = kept[:, image].to(noise)
+        return noise
 
     def _decoder(self, problem: Problem, latent: Tensor) -> BlockDecoder:
         """Of the full VAE, which is loaded now with the rewards; the denoiser may make room."""

@@ -122,7 +122,7 @@ def lost_lines(redraw: Redraw) -> list[str]:
     which = "" if len(redraw.taken) == 1 else f" of image {', '.join(lost)}"
     return [
         f"At full quality the winner{which} is below the first picture, which is returned. "
-        "Raise optimize_steps, or set loop_decoder to full VAE."
+        "Raise optimize_steps or finish_iterations, or set loop_decoder to full VAE."
     ]
 
 

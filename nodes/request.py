@@ -52,10 +52,11 @@ class Request:
     screen_seeds: int = 1
     changes: str = ""
     gradient_mode: str = "exact"
-    gradient_steps: int = 3
+    gradient_steps: int = 10
     optimize_steps: int = 0
     loop_decoder: str = FULL_VAE
     graph_memory: str = "auto"
+    finish_iterations: int = 0
     resume: Trajectory | None = None
     node_id: str | None = None
     workflow: str | None = None
@@ -85,6 +86,18 @@ class Request:
     def loop_steps(self, steps: int) -> int:
         """How many of a schedule's steps an iteration takes."""
         return min(self.optimize_steps, steps) if self.optimize_steps > 0 else steps
+
+    def full_from(self, steps: int) -> int | None:
+        """The first iteration that takes all of a schedule's steps where those before take fewer;
+        None if there is none. A run that is resumed in its last part stays in it."""
+        if self.loop_steps(steps) == steps:
+            return None
+        earlier = self.resume
+        records = () if earlier is None else earlier.records
+        begun = next((record.index for record in records if record.steps == steps), None)
+        if begun is not None or self.finish_iterations == 0:
+            return begun
+        return max(self.iterations - self.finish_iterations, earlier.last + 1 if earlier else 0)
 
     def redraw_means(self, steps: int) -> str:
         """What the result of the iterations is drawn again with: "all 20 steps and the full VAE";
@@ -133,6 +146,7 @@ def meta(
         "decay": request.decay,
         "gradient_mode": request.gradient_mode,
         "optimize_steps": request.optimize_steps,
+        "finish_iterations": request.finish_iterations,
         "loop_decoder": request.loop_decoder,
         "estimator": type(request.gradient_estimator).__name__,
         "regularizer": type(request.regularizer or PermutationRegularizer()).__name__,

@@ -63,6 +63,7 @@ def stock_run(request: Request, latent: Tensor, sigmas: Tensor) -> tuple[Tensor,
             update=None,
             seconds=0.0,
             optimizer_state={},
+            steps=len(steps),
         )
         recorder.add(iteration, samples.float())
         full = replace(request, optimize_steps=0, loop_decoder=FULL_VAE)

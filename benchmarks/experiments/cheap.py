@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,17 +19,19 @@ from torch import Tensor
 
 from comfyui_dno.dno_core import (
     TYPICAL,
+    Finish,
     GradientMode,
     Iteration,
     NonFinite,
     Problem,
     optimize,
+    screen,
 )
 
 from .climbs import make, settings_of
 from .counting import DECODE, FORWARD, CountingMap
 from .curves import Snapshot, snapshot
-from .setting import Bench
+from .setting import Bench, draw
 
 REDRAWN = 2
 """The winner and the picture one began with."""
@@ -39,59 +42,63 @@ def cheap(
     learning_rate: float,
     iterations: int,
     *,
-    regularizer: Mapping[str, Any],
-    mode: Mapping[str, Any],
-    optimize_steps: int = 0,
     checkpoints: Sequence[int] = (),
-    refine_after: int = 0,
-    refine_mode: Mapping[str, Any] | None = None,
-    refine_rate: float = 0.0,
-    clip: float = 1.0,
+    **options: Any,
 ) -> Iterator[Snapshot]:
-    """`mode`: the arguments of GradientMode. `optimize_steps`: steps of the loop (0: all).
+    """A climb as `loop_of` describes it.
 
     `checkpoints`: the iterations after which the winner of a loop on fewer steps is looked at, the
-    last one always; a loop on all steps needs none of this, and shows every iteration. With
-    `refine_after` so many iterations are made on fewer steps and the others, from the best noise
-    found, on all of them in `refine_mode`, at `refine_rate` (0: the same learning rate).
+    last one always; a loop on all steps, or one that finishes on them, needs none of this and shows
+    every iteration that has taken all of them.
     """
-    options = {"regularizer": regularizer, "mode": mode, "optimize_steps": optimize_steps}
-    run = islice(
-        loop_of(bench, bench.z, learning_rate, options, clip), (refine_after or iterations) + 1
-    )
-    if refine_after:
-        going_on = {"regularizer": regularizer, "mode": refine_mode}
-        rest = iterations - refine_after
-        rate = refine_rate or learning_rate
-        yield from _refined(run, bench, rate, going_on, refine_after, rest)
-    elif optimize_steps and optimize_steps < len(bench.noise_map.steps):
+    run = islice(loop_of(bench, learning_rate, iterations, options), iterations + 1)
+    all_steps = len(bench.noise_map.steps)
+    if options.get("finish_iterations"):
+        yield from _finishing(run, bench)
+    elif options.get("optimize_steps", 0) in range(1, all_steps):
         yield from _redrawn(run, bench, {0, *checkpoints, iterations})
     else:
         yield from map(snapshot, _until_overflow(run))
 
 
 def loop_of(
-    bench: Bench,
-    z: Tensor,
-    learning_rate: float,
-    options: Mapping[str, Any],
-    clip: float = 1.0,
+    bench: Bench, learning_rate: float, iterations: int, options: Mapping[str, Any]
 ) -> Iterator[Iteration]:
-    """The climb that a recipe's options describe, without end; exact, in all steps by default."""
-    noise_map = bench.noise_map
-    if options.get("optimize_steps"):
-        noise_map = noise_map.coarse(options["optimize_steps"])
-    noise_map = noise_map.in_mode(GradientMode(**options.get("mode", {})))
+    """The climb that a recipe's options describe, without end; exact, in all steps by default.
+
+    `regularizer`: {"class": name in dno_core, and its arguments}. `mode`: the arguments of
+    GradientMode. `optimize_steps`: steps of the loop (0: all). `finish_iterations`: so many of the
+    `iterations`, the last ones, take all steps. `screen_seeds`: so many are drawn first, and the
+    best one of every picture is climbed from.
+    """
+    mode = GradientMode(**options.get("mode", {}))
     keeper = make(options["regularizer"])
-    settings = settings_of(learning_rate, keeper, clip)
+    settings = settings_of(learning_rate, keeper)
+
+    def problem(noise_map: Any) -> Problem:
+        counted = CountingMap(noise_map.in_mode(mode), bench.costs)
+        return replace(bench.problem, noise_map=counted)
+
+    steps, last = options.get("optimize_steps", 0), options.get("finish_iterations", 0)
+    noise_map: Any = bench.noise_map
+    begun = problem(noise_map.coarse(steps) if steps else noise_map)
+    z, count = bench.z, options.get("screen_seeds", 1)
+    if count > 1:
+        z = screen(partial(_another, bench), begun, settings.weights, count).noise
     return optimize(
-        replace(bench.problem, noise_map=CountingMap(noise_map, bench.costs)),
+        begun,
         z,
         lambda index: settings,
         seed=bench.key,
         regularizer=keeper,
         check_tolerance=None,
+        finish=Finish(iterations - last, problem(noise_map)) if last else None,
     )
+
+
+def _another(bench: Bench, index: int) -> Tensor:
+    """The noise that the seeds `index` further on would draw."""
+    return draw([case.seed + index for case in bench.cases], bench.noise_map.steps)
 
 
 def _until_overflow(run: Iterable[Iteration]) -> Iterator[Iteration]:
@@ -163,29 +170,22 @@ def _redrawn(run: Iterator[Iteration], bench: Bench, looks: set[int]) -> Iterato
         began = time.process_time()
 
 
-def _refined(
-    run: Iterator[Iteration],
-    bench: Bench,
-    learning_rate: float,
-    going_on: Mapping[str, Any],
-    before: int,
-    rest: int,
-) -> Iterator[Snapshot]:
-    """The first picture in all steps, then the iterations in all steps after those in few.
-
-    The first of them draws the winner of the few; the picture one began with is paid once.
-    """
-    winner: Winner | None = None
+def _finishing(run: Iterator[Iteration], bench: Bench) -> Iterator[Snapshot]:
+    """The first picture in all steps, which is charged, then the iterations that take them."""
+    counted = replace(bench.problem, noise_map=CountingMap(bench.noise_map, bench.costs))
+    all_steps = len(bench.noise_map.steps)
     for iteration in _until_overflow(run):
-        winner = winner or Winner.of(iteration)
-        winner.meet(iteration)
-    if winner is None:
-        return
-    first = next(loop_of(bench, bench.z, learning_rate, going_on))
-    yield replace(snapshot(first), iteration=0)
-    going = islice(loop_of(bench, winner.z, learning_rate, going_on), rest + 1)
-    for iteration in _until_overflow(going):
-        yield replace(snapshot(iteration), iteration=before + iteration.index)
+        if iteration.index == 0:
+            drawn = counted.evaluate(bench.z, (1.0,))
+            first = replace(
+                iteration,
+                image=drawn.image,
+                objective=drawn.objective,
+                saturated=drawn.saturated,
+            )
+            yield replace(snapshot(first), iteration=0)
+        elif iteration.steps == all_steps:
+            yield replace(snapshot(iteration), iteration=iteration.index)
 
 
 def better_of(found: Snapshot, first: Snapshot) -> Snapshot:

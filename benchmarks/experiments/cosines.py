@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from comfyui_dno.dno_core import GradientMode, optimize, sweep
 from comfyui_dno.dno_core import Path as Run
-from comfyui_dno.dno_core import optimize, sweep
 
 from .cases import cases, development_prompts
 from .climbs import make, settings_of
@@ -23,6 +23,7 @@ from .setting import Bench, Lab, climbed
 SCHEDULES = (8, 20, 50)
 REWARDS = ("clip_score", "darkness")
 LAST = (1, 2, 3, 5)
+SPREAD = (3, 5, 8, 10, 16)
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 PROMPTS = 4
 CLIMB = 10
@@ -79,7 +80,7 @@ def _gradients(bench: Bench, z: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
     noise_map: Any = bench.noise_map
     steps = len(noise_map.steps)
 
-    def pulled(exact_at: Collection[int] | None, cut: bool = False) -> Tensor:
+    def pulled(exact_at: Collection[int] | None, hold: bool = False, cut: bool = False) -> Tensor:
         return sweep(
             noise_map.denoise,
             noise_map.steps,
@@ -88,6 +89,7 @@ def _gradients(bench: Bench, z: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
             v,
             noise_map.start,
             exact_at,
+            hold,
             cut,
         )
 
@@ -97,6 +99,10 @@ def _gradients(bench: Bench, z: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         last = range(max(steps - k, 0), steps)
         yield f"last {k}", pulled(last), exact
         yield f"last {k}, earlier ones cut", pulled(last, cut=True), exact
+    for k in SPREAD:
+        if k < steps:
+            spread = GradientMode("spread k", k)
+            yield f"spread {k}", pulled(spread.exact_at(steps), spread.holds), exact
     for place in PLACES:
         yield f"one step, at {place:g}", pulled({round(place * (steps - 1))}), exact
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,41 +31,47 @@ PROMPTS, TUNED_ON, TUNED_FOR, BATCH = 10, 4, 20, 5
 
 MODES: dict[str, tuple[str, Mapping[str, Any]]] = {
     "exact": ("exact", {"name": "exact"}),
+    "spread5": ("spread 5", {"name": "spread k", "k": 5}),
+    "spread8": ("spread 8", {"name": "spread k", "k": 8}),
+    "spread10": ("spread 10", {"name": "spread k", "k": 10}),
     "last3": ("last 3", {"name": "last k", "k": 3}),
     "linear": ("linear", {"name": "linear"}),
 }
 
 PLAN = (
     ("exact", 10),
+    ("spread10", 50),
     ("last3", 50),
     ("linear", 50),
 )
 """Mode and steps of the loop."""
 
-REFINED, REFINED_SLOWLY, REFINE_AFTER = "refined", "refined_slowly", 12
-"""Exact in 10 steps, then the last 3 in all 50, from the best noise found so far."""
+FINISHING = ("spread5", "spread8")
+FEW_STEPS, TAKEN_IN_FEW, TAKEN_IN_ALL = 16, 12, 8
+"""A run in two parts: steps and iterations of the first, iterations of the last, on all steps."""
 
 
-def _arm(mode: str, steps: int, label: str = "", **more: Any) -> Arm:
+def _arm(mode: str, steps: int) -> Arm:
     name, arguments = MODES[mode]
-    options = {"regularizer": PAPER, "mode": arguments, **more}
+    options: dict[str, Any] = {"regularizer": PAPER, "mode": arguments}
     if steps < STEPS:
-        options["optimize_steps"] = steps
-        if not more:
-            options["checkpoints"] = LOOKS
+        options |= {"optimize_steps": steps, "checkpoints": LOOKS}
     recipe = Recipe("cheap.cheap", options, steps=STEPS, iterations=CHEAP_ITERATIONS)
-    return _tuned(f"{mode}_{steps}", label or f"{name}, {steps} steps", recipe)
+    return _tuned(f"{mode}_{steps}", f"{name}, {steps} steps", recipe)
 
 
-def _refined() -> Arm:
-    arm = _arm(
-        "exact",
-        10,
-        f"exact, 10 steps; from {REFINE_AFTER} on last 3, {STEPS} steps",
-        refine_after=REFINE_AFTER,
-        refine_mode=MODES["last3"][1],
-    )
-    return replace(arm, name=REFINED)
+def _finishing(mode: str) -> Arm:
+    name, arguments = MODES[mode]
+    options = {
+        "regularizer": PAPER,
+        "mode": arguments,
+        "optimize_steps": FEW_STEPS,
+        "finish_iterations": TAKEN_IN_ALL,
+    }
+    iterations = TAKEN_IN_FEW + TAKEN_IN_ALL
+    recipe = Recipe("cheap.cheap", options, steps=STEPS, iterations=iterations)
+    label = f"{name}, {FEW_STEPS} steps; from {TAKEN_IN_FEW} on {STEPS} steps"
+    return _tuned(f"{mode}_{FEW_STEPS}_{STEPS}", label, recipe)
 
 
 def _tuned(name: str, label: str, recipe: Recipe) -> Arm:
@@ -90,14 +95,7 @@ ARMS = (
         Recipe("climbs.dno", {"regularizer": PAPER}, steps=STEPS, iterations=ITERATIONS),
     ),
     *(_arm(*planned) for planned in PLAN),
-    _refined(),
-    replace(
-        _refined(),
-        name=REFINED_SLOWLY,
-        label=f"{_refined().label}, slower",
-        grid=(),
-        like=REFERENCE,
-    ),
+    *map(_finishing, FINISHING),
 )
 
 
@@ -126,8 +124,11 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     contrasts=tuple(Contrast(arm.name, REFERENCE) for arm in ARMS[1:]),
     figures=(
-        Figure("Climbs in all steps", (REFERENCE, "last3_50", "linear_50")),
-        Figure("Climbs in 10 steps, redrawn", (REFERENCE, "exact_10", REFINED, REFINED_SLOWLY)),
+        Figure("Climbs in all steps", (REFERENCE, "spread10_50", "last3_50", "linear_50")),
+        Figure(
+            "Climbs in few steps",
+            (REFERENCE, "exact_10", *(f"{mode}_{FEW_STEPS}_{STEPS}" for mode in FINISHING)),
+        ),
     ),
     extra=extra,
     trials=len(RATES),

@@ -25,13 +25,13 @@ def quick(experiment: Experiment) -> Experiment:
 
 def _small(arm: Arm) -> Arm:
     first = arm.rank == 0
-    refined = "refine_after" in arm.recipe.options
-    iterations = min(ITERATIONS if first or refined else 1, arm.recipe.iterations)
+    finishes = "finish_iterations" in arm.recipe.options
+    iterations = min(ITERATIONS if first or finishes else 1, arm.recipe.iterations)
     options = dict(arm.recipe.options)
     if "optimize_steps" in options:
         options["optimize_steps"] = STEPS - 1
-    if "refine_after" in options:
-        options["refine_after"] = 1
+    if finishes:
+        options["finish_iterations"] = 1
     return replace(
         arm,
         recipe=replace(arm.recipe, iterations=iterations, steps=STEPS, options=options),

@@ -66,21 +66,24 @@ def _typical(timed: Sequence[Price], images: int) -> Price:
 
 
 def _timed(arm: Arm, bench: Bench) -> Price:
-    """One start and one iteration of each stage, for the whole batch."""
-    options = arm.recipe.options
-    start, iteration = _stage(bench, options)
-    before = options.get("refine_after", 0)
-    all_steps = {"regularizer": options["regularizer"], "mode": options.get("refine_mode", {})}
-    if before:
-        draw, later = _stage(bench, all_steps)
-        return Price(start, iteration, REDRAWN * draw, later, before)
-    if "optimize_steps" in options:
-        return Price(start, iteration, REDRAWN * _drawing(bench))
-    return Price(start, iteration)
+    """One start and one iteration of each part, for the whole batch."""
+    recipe = arm.recipe
+    start, iteration = _part(bench, recipe.options)
+    screened = recipe.options.get("screen_seeds", 1)
+    begun = start * (1 + screened if screened > 1 else 1)
+    last = recipe.options.get("finish_iterations", 0)
+    if last:
+        draw, later = _part(bench, {**recipe.options, "optimize_steps": 0})
+        # the first picture besides, and all steps where the last part begins
+        return Price(begun, iteration, 2 * draw - start, later, recipe.iterations - last)
+    if "optimize_steps" in recipe.options:
+        return Price(begun, iteration, REDRAWN * _drawing(bench))
+    return Price(begun, iteration)
 
 
-def _stage(bench: Bench, options: Mapping[str, Any]) -> tuple[float, float]:
-    run = loop_of(bench, bench.z, 0.01, options)
+def _part(bench: Bench, options: Mapping[str, Any]) -> tuple[float, float]:
+    """Seconds of the first drawing and of an iteration."""
+    run = loop_of(bench, 0.01, 1, {**options, "finish_iterations": 0, "screen_seeds": 1})
     marks = [time.process_time()]
     for _ in islice(run, 2):
         marks.append(time.process_time())

@@ -85,6 +85,7 @@ class SamplerMap:
             v,
             self.start,
             exact_at,
+            self.mode.holds,
             graphs=path.graphs,
         )
 
@@ -165,6 +166,7 @@ def sweep(
     v: Tensor,
     start: Callable[[Tensor], Tensor],
     exact_at: Collection[int] | None = None,
+    hold: bool = False,
     cut: bool = False,
     jacobian: Tensor | float = 1.0,
     graphs: MutableMapping[int, Graph] | None = None,
@@ -174,16 +176,19 @@ def sweep(
         dz_{i+1} = c_i v;   v <- a_i v + b_i J_i^T v;   dz_0 = start^T v
 
     One denoiser graph is alive at a time, beside those in `graphs`, by step, which are used up and
-    save their recomputation. `exact_at` limits the steps whose J^T v is computed
-    (None: all); elsewhere eps is held constant, which makes J the identity: biased, but free.
-    `jacobian` is what stands there for it, number by number: the square of a noise mask, which the
-    denoiser applies to what it is given and to what it returns. With `cut` the sweep ends at the
-    first of those steps that it meets: the noises before are left with no gradient, as if the
-    latent there had been detached.
+    save their recomputation. `exact_at` limits the steps whose J^T v is computed (None: all):
+    biased, but free elsewhere. There, with `hold`, the J^T v that was computed last is taken again:
+    what it holds of v stays as v moves on where J is a projection, as a denoiser's J nearly is, and
+    a + b = 1. Before any was computed, and without `hold`, eps is held constant, which makes J the
+    identity. `jacobian` is what then stands for it, number by number: the square of a noise mask,
+    which the denoiser applies to what it is given and to what it returns. With `cut` the sweep ends
+    at the first of those steps that it meets: the noises before are left with no gradient, as if
+    the latent there had been detached.
     """
     wide = torch.promote_types(z0.dtype, torch.float32)
     dz = torch.zeros((noise_count(steps), *z0.shape), dtype=wide, device=z0.device)
     v = v.to(wide)
+    held: tuple[Tensor, Tensor] | None = None
     for step, x in zip(reversed(steps), reversed(latents), strict=True):
         if step.noise is not None:
             dz[step.noise] = step.c * v
@@ -194,6 +199,11 @@ def sweep(
             else:
                 jv, direct = pull_unit(graph.pull, v)
             dz[0] += step.b * direct
+            if hold:
+                held = jv, direct / step.sigma
+        elif held is not None:
+            jv = held[0]
+            dz[0] += step.b * step.sigma * held[1]
         elif cut:
             return dz
         else:

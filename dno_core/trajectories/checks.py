@@ -42,6 +42,8 @@ def require_consistent(run: Run) -> None:
         where = f"record {place}"
         if record.index != run.records[0].index + place or record.index < 0:
             raise Unfit(f"{where} says it is iteration {record.index}")
+        if record.steps < 0:
+            raise Unfit(f"{where} was sampled in {record.steps} steps")
         if len(record.scores) != terms or len(record.settings.weights) != terms:
             raise Unfit(f"{where} has not one score and one weight for each of {terms} rewards")
         for item in fields(Record):

@@ -64,9 +64,8 @@ def save_trajectory(trajectory: Trajectory, path: Path) -> None:
         whole("run", _text(run)),
         *([] if redraw is None else _redraw_entries(redraw)),
     ]
-    version = 1 if redraw is None else VERSION  # what older packs can read, they are given
     try:
-        write_safetensors(path, {"format": FORMAT, "version": str(version)}, entries)
+        write_safetensors(path, {"format": FORMAT, "version": str(VERSION)}, entries)
     except FileNotFoundError:
         raise
     except OSError as error:

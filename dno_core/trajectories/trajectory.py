@@ -24,6 +24,7 @@ class Record:
 
     `scores`: a row a term. `step_quantile`: a row a noise, P(z)'s quantile of each by itself;
     `step_low` that of the worst one among as many. Both are empty where they were not measured.
+    `steps`: of the sampling that drew it; 0 where it was not noted.
     """
 
     index: int
@@ -38,6 +39,7 @@ class Record:
     seconds: float
     step_quantile: tuple[tuple[float, ...], ...] = ()
     step_low: tuple[float, ...] = ()
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,15 @@ def best_iterations(
     """Per image: the highest objective among iterations of typical noise; 0 where none is.
 
     Gives positions in `records`. Iteration 0 is the picture the user had, so it always counts.
+    Where a run has gone on in more sampling steps, only iterations drawn in the most of them do,
+    so that scores are compared like with like.
     """
     values = objectives(terms, records, weights)
-    typical = torch.tensor([record.quantile for record in records]) > TYPICAL
-    typical[0] = True
-    return tuple(values.masked_fill(~typical, -torch.inf).argmax(0).tolist())
+    steps = torch.tensor([record.steps for record in records])
+    counts = torch.tensor([record.quantile for record in records]) > TYPICAL
+    counts[0] = True
+    counts &= (steps == steps.max())[:, None]
+    return tuple(values.masked_fill(~counts, -torch.inf).argmax(0).tolist())
 
 
 class Recorder:
@@ -186,6 +192,7 @@ class Recorder:
             seconds=iteration.seconds,
             step_quantile=_rows(reading.step_quantile),
             step_low=() if reading.step_low is None else _floats(reading.step_low),
+            steps=iteration.steps,
         )
         latent, pixels = latent.detach().cpu(), to_uint8(iteration.image)
         self.latents.append(latent)
@@ -216,7 +223,11 @@ class Recorder:
             Outcome(self.latents[last], self.images[last], torch.tensor(record.scores)),
             Outcome(latent, to_uint8(iteration.image), iteration.scores),
         )
-        self.records[-1] = replace(record, settings=iteration.settings)  # they shape the next step
+        if record.steps == 0:  # of a file from before they were noted: all took as many as now
+            self.records = [replace(each, steps=iteration.steps) for each in self.records]
+        self.records[-1] = replace(  # these settings shape the next step
+            record, settings=iteration.settings, steps=iteration.steps
+        )
         self._rejoins = False
         self._end = iteration.z, iteration.optimizer_state
         return self.records[-1]

@@ -200,6 +200,7 @@ class ComfyMap:
             v,
             self.start,
             self.mode.exact_at(len(self.steps)),
+            self.mode.holds,
             jacobian=1.0 if self._denoise_mask is None else self._denoise_mask.square(),
             graphs=path.graphs,
         )

@@ -79,7 +79,12 @@ def at_bench(lab: Any, work: Any, steps: int) -> Any:
 
 @pytest.mark.parametrize(
     ("mode", "backwards"),
-    [({"name": "exact"}, 4), ({"name": "last k", "k": 3}, 3), ({"name": "linear"}, 0)],
+    [
+        ({"name": "exact"}, 4),
+        ({"name": "spread k", "k": 2}, 2),
+        ({"name": "last k", "k": 3}, 3),
+        ({"name": "linear"}, 0),
+    ],
 )
 def test_a_cheap_gradient_is_charged_for_the_steps_that_it_differentiates(
     lab: Any, mode: dict[str, Any], backwards: int
@@ -110,7 +115,7 @@ def test_a_loop_on_fewer_steps_shows_and_pays_the_drawing_in_all_of_them(lab: An
 
     def work(bench: Any) -> Any:
         bare = Problem(bench.noise_map, bench.decoder, bench.problem.terms)
-        noises = [iteration.z for iteration in islice(loop_of(bench, bench.z, 0.03, options), 3)]
+        noises = [iteration.z for iteration in islice(loop_of(bench, 0.03, 2, options), 3)]
         drawn = [bare.evaluate(z, (1.0,)) for z in noises]
         bench.costs.spent = 0.0
         return drawn, list(cheap(bench, 0.03, 2, **options))
@@ -143,38 +148,39 @@ def test_the_better_of_the_winner_and_the_first_picture_is_shown_image_by_image(
     assert (found.cost, found.iteration) == (50.0, 7)
 
 
-def test_a_refined_run_begins_with_the_first_picture_and_goes_on_from_the_winner(lab: Any) -> None:
+def test_a_run_that_finishes_on_all_steps_shows_those_and_the_first_picture(lab: Any) -> None:
     from comfyui_dno.benchmarks.experiments import counting
     from comfyui_dno.benchmarks.experiments.cheap import cheap, loop_of
+    from comfyui_dno.dno_core import Problem
 
-    none = {"class": "NoRegularizer"}
-    few = {"regularizer": none, "mode": {"name": "exact"}, "optimize_steps": 2}
+    options = {
+        "regularizer": {"class": "NoRegularizer"},
+        "mode": {"name": "spread k", "k": 2},
+        "optimize_steps": 2,
+        "finish_iterations": 1,
+    }
 
     def work(bench: Any) -> Any:
-        plain = next(loop_of(bench, bench.z, 0.03, {"regularizer": none}))
-        winner = [each.z for each in islice(loop_of(bench, bench.z, 0.03, few), 2)][-1]
-        going = list(islice(loop_of(bench, winner, 0.01, {"regularizer": none}), 2))
+        bare = Problem(bench.noise_map, bench.decoder, bench.problem.terms)
+        few = [each.z for each in islice(loop_of(bench, 0.03, 3, options), 4)]
+        plain = [bare.evaluate(z, (1.0,)).objective for z in few]
         bench.costs.spent = 0.0
-        refine = {"refine_after": 1, "refine_mode": {"name": "exact"}, "refine_rate": 0.01}
-        spent = []
-        shown = []
-        for each in cheap(bench, 0.03, 2, **few, **refine):
+        spent, shown = [], []
+        for each in cheap(bench, 0.03, 3, **options):
             shown.append(each)
             spent.append(bench.costs.spent)
-        return plain, going, shown, spent
+        return plain, shown, spent
 
-    plain, going, shown, spent = at_bench(lab, work, steps=4)
-    assert [each.iteration for each in shown] == [0, 1, 2]
-    assert torch.equal(shown[0].objective, plain.objective)
-    assert [each.objective.tolist() for each in shown[1:]] == [
-        each.objective.tolist() for each in going
-    ]
-    draw, back = counting.DECODE, counting.DECODE_BACKWARD
-    few_cost = 2 * (2 * counting.FORWARD + draw) + 2 * counting.BACKWARD + back
-    full = 4 * counting.FORWARD + draw
-    assert spent[0] == pytest.approx(few_cost + full)
-    assert spent[1] == pytest.approx(few_cost + 2 * full)
-    assert spent[2] == pytest.approx(few_cost + 3 * full + 4 * counting.BACKWARD + back)
+    plain, shown, spent = at_bench(lab, work, steps=4)
+    assert [each.iteration for each in shown] == [0, 2, 3]
+    for each, objective in zip(shown, (plain[0], plain[2], plain[3]), strict=True):
+        assert torch.equal(each.objective, objective)
+    assert bool((shown[2].objective > shown[0].objective).all())
+    draw, back = counting.DECODE, 2 * counting.BACKWARD + counting.DECODE_BACKWARD
+    few, full = 2 * counting.FORWARD + draw, 4 * counting.FORWARD + draw
+    assert spent[0] == pytest.approx(few + full)
+    assert spent[1] == pytest.approx(2 * few + 2 * back + 2 * full)
+    assert spent[2] == pytest.approx(2 * few + 3 * back + 3 * full)
 
 
 def test_a_price_knows_where_a_run_goes_on_otherwise() -> None:

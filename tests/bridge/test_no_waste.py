@@ -98,6 +98,8 @@ def test_the_ledger_sees_the_waits_that_published_code_is_full_of() -> None:
 
 MODES: dict[str, tuple[dict[str, Any], int]] = {
     "exact": ({}, STEPS),
+    "spread k": ({"gradient_mode": "spread k", "gradient_steps": 2}, 2),
+    "spread k of fewer": ({"gradient_mode": "spread k", "gradient_steps": 9}, STEPS),
     "last k": ({"gradient_mode": "last k", "gradient_steps": 3}, 3),
     "last k of fewer": ({"gradient_mode": "last k", "gradient_steps": 9}, STEPS),
     "one step": ({"gradient_mode": "one step"}, 1),

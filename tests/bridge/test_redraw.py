@@ -239,16 +239,43 @@ def test_pick_iteration_gives_what_is_returned_at_full_quality(models: dict[str,
         {"gradient_mode": "one step", "optimize_steps": 0},
         {"screen_seeds": 3, "check_gradient": False},
         {"terms": (Term(rewards.create("jpeg_compressibility")),)},
+        {"gradient_mode": "spread k", "gradient_steps": 1},
+        {"gradient_mode": "spread k", "gradient_steps": 3, "optimize_steps": 0},
+        {"finish_iterations": 1},
+        {"finish_iterations": 9},
+        {"finish_iterations": 1, "gradient_mode": "spread k", "gradient_steps": 3},
+        {"finish_iterations": 9, "gradient_mode": "spread k", "gradient_steps": 3},
+        {"finish_iterations": 9, "gradient_mode": "linear", "screen_seeds": 3},
+        {"finish_iterations": 1, "terms": (Term(rewards.create("jpeg_compressibility")),)},
     ],
 )
 def test_the_planned_cost_is_what_the_run_takes(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
+    seen = plans(monkeypatch)
+    redraw = run(models, **changes).trajectory.redraw
+    same = redraw is not None and redraw.winners == (0,)  # then one picture is both
+    assert seen[0]._done == pytest.approx(seen[0]._total - (STEPS["steps"] if same else 0))
+
+
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The progress of every run from here on."""
     from comfyui_dno.nodes.comfy_bridge.progress import Progress
 
     seen: list[Progress] = []
     plan = Progress.plan
     monkeypatch.setattr(Progress, "plan", lambda self, *a: (seen.append(self), plan(self, *a)))
-    redraw = run(models, **changes).trajectory.redraw
-    same = redraw is not None and redraw.winners == (0,)  # then one picture is both
-    assert seen[0]._done == pytest.approx(seen[0]._total - (STEPS["steps"] if same else 0))
+    return seen
+
+
+@pytest.mark.parametrize("mode", ["exact", "spread k"])
+@pytest.mark.parametrize("last", [0, 1, 9])
+@pytest.mark.parametrize("begun", [False, True], ids=["in few steps", "in its last part"])
+def test_so_it_is_of_a_run_that_goes_on(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, begun: bool, last: int, mode: str
+) -> None:
+    changes = {"gradient_mode": mode, "gradient_steps": 3, "check_gradient": not begun}
+    part = run(models, **changes, finish_iterations=1 if begun else 0).trajectory
+    seen = plans(monkeypatch)
+    run(models, **changes, iterations=4, finish_iterations=last, resume=part)
+    assert seen[0]._done == pytest.approx(seen[0]._total)

@@ -179,6 +179,20 @@ def test_with_fewer_steps_as_well_both_are_drawn_again(folder: Path) -> None:
     assert trajectory.meta["loop_decoder"] == TINY and trajectory.meta["optimize_steps"] == 2
 
 
+def test_what_the_last_iterations_drew_in_all_steps_is_only_decoded_again(folder: Path) -> None:
+    write_decoder(folder / "taesd_decoder.safetensors")
+    calls = Calls(tiny.sd_model(torch.float32), -1)
+    changes = {"model": calls.model, "steps": 4, "optimize_steps": 2, "check_gradient": False}
+    trajectory = run(**changes, finish_iterations=1).trajectory
+    redraw = trajectory.redraw
+    assert [record.steps for record in trajectory.records] == [2, 4, 4]
+    assert calls.count == (2 + 4 + 4) + (2 + 4) + 4, "forward runs, sweeps, the first picture"
+    assert redraw is not None and redraw.winners[0] > 0
+    assert torch.equal(redraw.latents[1], trajectory.take(trajectory.latents, redraw.winners))
+    assert not torch.equal(redraw.latents[0], trajectory.latents[0])
+    assert redraw.images.shape[2:] == (16, 16, 3) and trajectory.images[2].shape[1] == 64
+
+
 def test_the_full_vae_is_not_loaded_before_it_is_needed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

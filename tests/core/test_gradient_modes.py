@@ -64,7 +64,8 @@ def test_a_mode_names_the_steps_that_it_differentiates_and_their_number(
 ) -> None:
     assert mode.exact_at(steps) == expected
     assert mode.costs(steps) == (steps if expected is None else len(expected))
-    assert mode.biased == (mode != EXACT)
+    assert mode.biased(steps) == (mode.costs(steps) < steps)
+    assert not mode.biased(1) or mode == LINEAR
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,11 @@ def single(*values: float) -> list[list[float]]:
     return [[value] for value in values]
 
 
+def in_steps(run: list[Record], *steps: int) -> list[Record]:
+    """The same run, every iteration drawn in so many sampling steps."""
+    return [replace(record, steps=count) for record, count in zip(run, steps, strict=True)]
+
+
 def reweighted(run: list[Record], weights: Sequence[float]) -> list[Record]:
     """The same run, in which the weights were moved before its last iteration."""
     return [*run[:-1], replace(run[-1], settings=Settings(0.01, 1.0, tuple(weights)))]
@@ -177,6 +182,12 @@ def test_both_ends_of_a_plateau_are_judged_by_the_current_weights() -> None:
     assert on_plateau([WAVE, other], 2)(reweighted(run, (0.0, 1.0))) is not None
 
 
+def test_a_plateau_is_looked_for_among_iterations_drawn_in_as_many_steps_as_the_last() -> None:
+    run = records(single(0, 1, 2, 2, 1, 1.5, 1.5, 1.5))
+    assert fires_at(on_plateau([WAVE], 2), in_steps(run, *[2] * 4, *[5] * 4)) == 7
+    assert fires_at(on_plateau([WAVE], 2), run) == 4, "else they would be held against the others"
+
+
 def test_untypical_noise_ends_the_run_and_the_best_typical_iteration_stays_the_best() -> None:
     run = records(single(0, 1, 2, 3), quantiles=single(0.5, 0.4, TYPICAL, 0.0))
     assert fires_at(when_untypical(), run) == 2, "the limit itself is outside"
@@ -260,6 +271,15 @@ def test_weights_that_moved_decide_whether_the_objective_rose() -> None:
     run = records(single(0, 1, 2), single(1, 1, 0), single(0, -5, -9), weights=(1.0, 0.0, 0.0))
     assert when_watched_falls(terms)(run) is not None
     assert when_watched_falls(terms)(reweighted(run, (0.1, 0.0, 1.0))) is None
+
+
+def test_a_watched_reward_that_is_lower_in_more_steps_has_not_fallen() -> None:
+    rule = when_watched_falls([WAVE, JUDGE])
+    lower = records(single(0, 1, 2, 3), single(1.0, 1.0, 0.3, 0.3))
+    assert fires_at(rule, lower) == 2
+    assert fires_at(rule, in_steps(lower, 2, 2, 5, 5)) is None
+    falling = records(single(0, 1, 2, 3), single(1.0, 1.0, 0.9, 0.3))
+    assert fires_at(rule, in_steps(falling, 2, 2, 5, 5)) == 3
 
 
 def test_without_a_watched_reward_nothing_falls() -> None:

@@ -94,6 +94,19 @@ def test_ties_go_to_the_earlier_iteration() -> None:
     )
 
 
+def test_only_iterations_drawn_in_the_most_steps_are_compared_with_each_other() -> None:
+    scores, steps = (0.0, 9.0, 1.0, 2.0), (2, 2, 5, 5)
+    records = [
+        dataclasses.replace(record(i, [[score]], (0.5,), (1.0,)), steps=taken)
+        for i, (score, taken) in enumerate(zip(scores, steps, strict=True))
+    ]
+    assert best_iterations([INFO], records[:2]) == (1,), "as long as there are no others"
+    assert best_iterations([INFO], records) == (3,)
+    untypical = [dataclasses.replace(each, quantile=(0.0,)) for each in records]
+    assert best_iterations([INFO], [*records[:3], untypical[3]]) == (2,)
+    assert best_iterations([INFO], [*records[:2], *untypical[2:]]) == (0,), "the user's picture"
+
+
 def recorded(count: int = 6, learning_rate: float = 0.1, **options: Any) -> tuple[Trajectory, list]:
     terms = (Term(FakeReward(wave, name="wave", scale=2.0)), Term(FakeReward(red), watch=True))
     problem = small_problem(terms=terms)

@@ -85,7 +85,7 @@ def test_other_tools_can_read_the_file(tmp_path: Path) -> None:
     assert torch.equal(tensors["last_noise"], run.last_noise)
     assert tensors["images"].shape == (4, *run.images[0].shape)
     with safe_open(file, framework="pt") as opened:
-        assert opened.metadata() == {"format": FORMAT, "version": "1"}
+        assert opened.metadata() == {"format": FORMAT, "version": "2"}
     data = json.loads(tensors["run"].numpy().tobytes())
     assert data["records"][2]["index"] == 2 and data["terms"][0]["name"] == "wave"
 

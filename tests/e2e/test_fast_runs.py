@@ -21,8 +21,9 @@ def test_what_was_climbed_with_few_steps_comes_out_drawn_with_all_of_them(
         seed=41,
         iterations=3,
         optimize_steps=2,
-        gradient_mode="last k",
+        gradient_mode="spread k",
         gradient_steps=1,
+        finish_iterations=1,
     )
     found = {}
     for name, workflow in (("plain", plain), ("cheap", cheap)):
@@ -33,6 +34,8 @@ def test_what_was_climbed_with_few_steps_comes_out_drawn_with_all_of_them(
     assert found["plain"]["redraw"] is None
     assert cheap_run["reward_before"] == pytest.approx(found["plain"]["reward_before"], abs=1e-5)
     assert redraw["reward_before_in_run"] != pytest.approx(cheap_run["reward_before"], abs=1e-4)
+    assert cheap_run["best_iteration"][0] >= 2, "of those that took all steps"
+    assert redraw["reward_after_in_run"] == pytest.approx(cheap_run["reward_after"], abs=1e-5)
     assert cheap_run["reward_after"] > cheap_run["reward_before"]
     assert redraw["taken"] == [True]
     assert 0 < cheap_run["gradient_cosine"][0] < 0.999

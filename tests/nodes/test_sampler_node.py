@@ -42,6 +42,7 @@ WIDGETS = [
     "optimize_steps",
     "loop_decoder",
     "graph_memory",
+    "finish_iterations",
 ]
 """In this order saved workflows store their values: new widgets go to the end, none may move."""
 
