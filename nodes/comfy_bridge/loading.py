@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -190,14 +191,15 @@ def _fix_free_memory(patcher: Any) -> None:
     """Answer `get_free_memory` the same all through the run.
 
     ComfyUI batches cond and uncond by free memory; a recomputation that batches otherwise than
-    the forward differs from it by 1e-4.
+    the forward differs from it by 1e-4. The patcher must not own itself: ComfyUI drops a patcher
+    that nobody holds, and older versions fail if the garbage collector does so while they unload.
     """
     measured: dict[Any, int] = {}
-    measure = patcher.get_free_memory
+    owner = weakref.ref(patcher)
 
     def get_free_memory(device: Any) -> int:
         if device not in measured:
-            measured[device] = measure(device)
+            measured[device] = type(owner()).get_free_memory(owner(), device)
         return measured[device]
 
     patcher.get_free_memory = get_free_memory

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,22 @@ def test_a_run_changes_nothing_of_what_was_connected(iterations: int) -> None:
     optimization.run(asked)
     assert of_request(asked) == before
     assert flags() == modes
+
+
+def test_a_finished_run_holds_no_model_until_a_garbage_collection() -> None:
+    from comfyui_dno.nodes import optimization
+
+    asked = request()
+    models = weakref.ref(asked.drawing.model.model), weakref.ref(asked.vae.first_stage_model)
+    gc.collect()
+    gc.disable()
+    try:
+        result = optimization.run(asked)
+        del asked
+        assert [model() for model in models] == [None, None]
+    finally:
+        gc.enable()
+    assert len(result.trajectory.records) == 3
 
 
 def test_the_fingerprint_sees_a_change() -> None:
