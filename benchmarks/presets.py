@@ -2,7 +2,7 @@
 
     python benchmarks/presets.py [--output benchmarks/results]
 
-Eight prompts as one batch, 10 steps, CLIPScore climbed and the held-out judge watching, in float32
+Eight prompts as one batch, 20 steps, CLIPScore climbed and the held-out judge watching, in float32
 on the CPU; no time limit, since it cuts differently on every machine. Gains are of the picture that
 is returned over the one that KSampler draws, in units of each reward's spread. `forwards` is the
 work: a drawing counts one, a gradient three more. Writes presets.json.
@@ -27,7 +27,7 @@ PROMPTS = (
     "cat face", "red apple on blue", "pig, flat style", "sunflower",
     "blue heart", "hamburger", "green apple on pink", "penguin",
 )  # fmt: skip
-SEED, STEPS, CFG = 11, 10, 3.0
+SEED, STEPS, CFG = 11, 20, 3.0
 
 
 def encode(clip: Any, prompts: tuple[str, ...]) -> Any:

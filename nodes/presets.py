@@ -1,7 +1,7 @@
 """Presets: settings that go together, as the experiments on the demo model recommend them.
 
-docs/experiments/optimizers.md for the gradient's three, docs/experiments/black_box.md for the one
-without; benchmarks/presets.py measures what each gains.
+docs/experiments/gradient_modes.md and optimizers.md for the gradient's three, black_box.md for the
+one without; benchmarks/presets.py measures what each gains.
 """
 
 from __future__ import annotations
@@ -16,14 +16,29 @@ from ..dno_core import ZoSgd
 CUSTOM = "custom"
 LOW_VRAM = "low VRAM"
 
-_GRADIENT = {"optimizer": "adam", "warmup": 0, "decay": "constant", "screen_seeds": 1}
+_CLIMB = {
+    "optimizer": "adam",
+    "warmup": 0,
+    "decay": "constant",
+    "screen_seeds": 1,
+    "optimize_steps": 0,
+    "finish_iterations": 0,
+    "gradient_mode": "spread k",
+    "gradient_steps": 10,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {**_GRADIENT, "iterations": 10, "learning_rate": 0.03, "time_limit": 60.0},
-    "balanced": {**_GRADIENT, "iterations": 20, "learning_rate": 0.03, "time_limit": 180.0},
-    "strong": {**_GRADIENT, "iterations": 50, "learning_rate": 0.0075, "time_limit": 600.0},
+    "fast": {
+        **_CLIMB,
+        "iterations": 10,
+        "learning_rate": 0.015,
+        "time_limit": 60.0,
+        "gradient_steps": 5,
+    },
+    "balanced": {**_CLIMB, "iterations": 20, "learning_rate": 0.015, "time_limit": 180.0},
+    "strong": {**_CLIMB, "iterations": 50, "learning_rate": 0.0075, "time_limit": 600.0},
     LOW_VRAM: {
-        **_GRADIENT,
+        **_CLIMB,
         "iterations": 10,
         "learning_rate": 0.06,
         "time_limit": 300.0,

@@ -19,13 +19,12 @@ from .gradient_tables import (
     shares_table,
 )
 from .plan import Arm, Contrast, Experiment, Figure, Recipe
-from .regularizer import PAPER
+from .regularizer import GRID, PAPER
 from .running import Results
 from .setting import Lab
 
 CHEAP_ITERATIONS = 30
 LOOKS = (3, 6, 10, 15, 20, 25)
-RATES = (0.0075, 0.015, 0.03)
 
 PROMPTS, TUNED_ON, TUNED_FOR, BATCH = 10, 4, 20, 5
 
@@ -41,14 +40,20 @@ MODES: dict[str, tuple[str, Mapping[str, Any]]] = {
 PLAN = (
     ("exact", 10),
     ("spread10", 50),
+    ("spread5", 50),
     ("last3", 50),
     ("linear", 50),
 )
 """Mode and steps of the loop."""
 
-FINISHING = ("spread5", "spread8")
-FEW_STEPS, TAKEN_IN_FEW, TAKEN_IN_ALL = 16, 12, 8
-"""A run in two parts: steps and iterations of the first, iterations of the last, on all steps."""
+FINISHING = (
+    ("spread5", 16),
+    ("spread8", 16),
+    ("spread5", 25),
+)
+TAKEN_IN_FEW, TAKEN_IN_ALL = 12, 8
+"""Runs in two parts: mode and steps of the first; iterations of it, and of the last on all steps.
+"""
 
 
 def _arm(mode: str, steps: int) -> Arm:
@@ -60,18 +65,18 @@ def _arm(mode: str, steps: int) -> Arm:
     return _tuned(f"{mode}_{steps}", f"{name}, {steps} steps", recipe)
 
 
-def _finishing(mode: str) -> Arm:
+def _finishing(mode: str, steps: int) -> Arm:
     name, arguments = MODES[mode]
     options = {
         "regularizer": PAPER,
         "mode": arguments,
-        "optimize_steps": FEW_STEPS,
+        "optimize_steps": steps,
         "finish_iterations": TAKEN_IN_ALL,
     }
     iterations = TAKEN_IN_FEW + TAKEN_IN_ALL
     recipe = Recipe("cheap.cheap", options, steps=STEPS, iterations=iterations)
-    label = f"{name}, {FEW_STEPS} steps; from {TAKEN_IN_FEW} on {STEPS} steps"
-    return _tuned(f"{mode}_{FEW_STEPS}_{STEPS}", label, recipe)
+    label = f"{name}, {steps} steps; from {TAKEN_IN_FEW} on {STEPS} steps"
+    return _tuned(f"{mode}_{steps}_{STEPS}", label, recipe)
 
 
 def _tuned(name: str, label: str, recipe: Recipe) -> Arm:
@@ -79,7 +84,7 @@ def _tuned(name: str, label: str, recipe: Recipe) -> Arm:
         name,
         label,
         recipe,
-        RATES,
+        GRID,
         prompts=PROMPTS,
         tuned_on=TUNED_ON,
         tuned_for=TUNED_FOR,
@@ -95,7 +100,7 @@ ARMS = (
         Recipe("climbs.dno", {"regularizer": PAPER}, steps=STEPS, iterations=ITERATIONS),
     ),
     *(_arm(*planned) for planned in PLAN),
-    *map(_finishing, FINISHING),
+    *(_finishing(*planned) for planned in FINISHING),
 )
 
 
@@ -124,13 +129,15 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     contrasts=tuple(Contrast(arm.name, REFERENCE) for arm in ARMS[1:]),
     figures=(
-        Figure("Climbs in all steps", (REFERENCE, "spread10_50", "last3_50", "linear_50")),
+        Figure(
+            "Climbs in all steps",
+            (REFERENCE, "spread10_50", "spread5_50", "last3_50", "linear_50"),
+        ),
         Figure(
             "Climbs in few steps",
-            (REFERENCE, "exact_10", *(f"{mode}_{FEW_STEPS}_{STEPS}" for mode in FINISHING)),
+            (REFERENCE, "exact_10", *(f"{mode}_{steps}_{STEPS}" for mode, steps in FINISHING)),
         ),
     ),
     extra=extra,
-    trials=len(RATES),
     measure=measure,
 )

@@ -31,10 +31,9 @@ def block_recomputation(guider: Any) -> Recomputation | None:
     """The blocks of the guider's network and its ControlNets; None where there are none."""
     if _is_compiled(guider):
         return None
-    networks = [guider.inner_model.diffusion_model]
-    for control in controls_of(guider.conds):
-        networks += [patcher.model for patcher in control.get_models_only_self()]
-    modules = list(chain.from_iterable(map(blocks_of, networks)))
+    patchers = chain.from_iterable(each.get_models() for each in controls_of(guider.conds))
+    networks = [guider.inner_model.diffusion_model, *(patcher.model for patcher in patchers)]
+    modules = list(chain.from_iterable(map(blocks_of, dict.fromkeys(networks))))
     return Recomputation(modules, runs_foreign_code) if modules else None
 
 
