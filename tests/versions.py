@@ -51,6 +51,22 @@ NEEDS = (
         ),
     ),
     Need(
+        "0.24.1",
+        "Cosmos Predict2 runs on kernels without a backward in newer versions",
+        (
+            "tests/bridge/test_families.py::test_a_family_whose_kernels_have_no_backward_is_"
+            "refused_and_climbs_without_a_gradient[Cosmos Predict2",
+        ),
+    ),
+    Need(
+        "0.24.1",
+        "a tiny VAE for Flux 2 is known to newer versions",
+        (
+            "tests/bridge/test_tiny_vae.py::test_a_decoder_has_the_name_that_comfyui_gives_it["
+            "taef2_decoder",
+        ),
+    ),
+    Need(
         "0.30.0",
         "Krea 2 is a model of newer versions",
         (

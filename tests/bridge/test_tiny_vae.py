@@ -15,6 +15,9 @@ from .runs import KeepDouble, gradient_errors, request, stock, wavy_reward
 from .sabotage import Calls, out_of_memory
 
 TINY = "tiny VAE"
+DECODERS = (
+    "taesd_decoder", "taesdxl_decoder", "taesd3_decoder", "taef1_decoder", "taef2_decoder",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -258,5 +261,13 @@ def test_a_family_without_one_says_so(folder: Path) -> None:
         model.model.latent_format = getattr(comfy.latent_formats, family)()
         with pytest.raises(ValueError, match=rf"no tiny VAE .*\({family}\)\. Set loop_decoder"):
             tiny_vae(model)
-    for name, family in FAMILIES.items():
-        assert getattr(comfy.latent_formats, family)().taesd_decoder_name == name
+    assert set(FAMILIES) == set(DECODERS)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_has_the_name_that_comfyui_gives_it(name: str) -> None:
+    import comfy.latent_formats
+
+    from comfyui_dno.nodes.comfy_bridge.tiny_vae import FAMILIES
+
+    assert getattr(comfy.latent_formats, FAMILIES[name])().taesd_decoder_name == name

@@ -62,12 +62,15 @@ def sdxl_unet(**changes: Any) -> dict[str, Any]:
 
 
 def prompts(dtype: torch.dtype, pooled: int = 0, **values: Any) -> dict[str, Any]:
-    """Positive and negative, each with a pooled vector of that length if there is one."""
+    """Positive and negative, each with a pooled vector of that length if there is one.
+
+    A text encoder without one gives None, and older versions of ComfyUI ask for it.
+    """
     made = {}
     for index, name in enumerate(("positive", "negative")):
         generator = torch.Generator().manual_seed(20 + index)
         vector = torch.randn(1, pooled, generator=generator, dtype=torch.float64).to(dtype)
-        own = {"pooled_output": vector} if pooled else {}
+        own = {"pooled_output": vector if pooled else None}
         made[name] = tiny.conditioning(1 + index, dtype, **own, **values)
     return made
 
