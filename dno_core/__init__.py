@@ -11,9 +11,10 @@ from .estimators.probes import WideMap
 from .estimators.zeroth_order import Hybrid1, Hybrid2, ZoSgd
 from .light_history import lights_of_run
 from .lights import warning_lights
-from .loop import Finish, Iteration, Settings, Update, optimize
+from .loop import Iteration, Part, Settings, Update, optimize
 from .noise_map.coarse import CoarseMap, Coarsening, coarse_sigmas
 from .noise_map.gradient_modes import EXACT, GradientMode, ModalMap
+from .noise_map.late import LateMap, held_noises, late_begin
 from .noise_map.sampler import Denoiser, NoiseMap, Path, SamplerMap, sample, sweep, vjp
 from .noise_map.steps import Step, ddim_steps, flow_steps, noise_count, vp_sigmas
 from .objective import Reward, Term, TermInfo, climbed, objective, weights_of
@@ -53,7 +54,6 @@ __all__ = [
     "Decoder",
     "Denoiser",
     "Evaluation",
-    "Finish",
     "Frames",
     "FunctionDecoder",
     "GradientEstimator",
@@ -62,6 +62,7 @@ __all__ = [
     "Hybrid1",
     "Hybrid2",
     "Iteration",
+    "LateMap",
     "ModalMap",
     "NoRegularizer",
     "NoiseMap",
@@ -69,6 +70,7 @@ __all__ = [
     "NonFinite",
     "NormRegularizer",
     "NotTheSameRun",
+    "Part",
     "Path",
     "PermutationRegularizer",
     "Problem",
@@ -103,6 +105,8 @@ __all__ = [
     "ddim_steps",
     "first_reason",
     "flow_steps",
+    "held_noises",
+    "late_begin",
     "learning_rate_at",
     "lights_of_run",
     "load_trajectory",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -72,14 +72,16 @@ class Iteration:
 
 
 @dataclass(frozen=True)
-class Finish:
-    """The end of a run: from iteration `start` on, `problem` takes the noise of the one before.
+class Part:
+    """A later part of a run: from iteration `start` on, `problem` takes the noise of the one
+    before, and the first `held` tensors of it stay as they are.
 
-    A climb in few steps goes on in all of them, say.
+    A climb in few steps goes on in all of them, say, and then with the late noises alone.
     """
 
     start: int
     problem: Problem
+    held: int = 0
 
 
 def optimize(
@@ -95,7 +97,7 @@ def optimize(
     check_tolerance: float | None = 0.05,
     start: int = 0,
     optimizer_state: Mapping[str, Tensor] | None = None,
-    finish: Finish | None = None,
+    parts: Sequence[Part] = (),
 ) -> Generator[Iteration, None, None]:
     """Yield one Iteration after another, without end, climbing from noise z [N,B,C,H,W].
 
@@ -105,8 +107,8 @@ def optimize(
     iteration), so a run continued at `start` with the last noise and `optimizer_state` repeats
     an uninterrupted one. `check_tolerance` bounds the relative error of the first gradient
     against a finite difference (None: no check); it changes nothing of the run. In a biased
-    gradient mode the exact gradient is checked, and the cosine with it is reported. `finish`: the
-    problem of the last iterations, if it is another.
+    gradient mode the exact gradient is checked, and the cosine with it is reported. `parts`:
+    those in which the run goes on otherwise, in their order.
 
     Raises NonFinite (what was yielded before stays good) and GradientMismatch.
     """
@@ -119,10 +121,12 @@ def optimize(
         stepper.restore(optimizer_state)
     update = None
     resumed = time.perf_counter()
+    held = 0
     for index in itertools.count(start):
         settings = settings_at(index)
-        if finish is not None and index >= finish.start:
-            problem = finish.problem
+        for part in parts:
+            if index >= part.start:
+                problem, held = part.problem, part.held
         evaluation = problem.evaluate(z, settings.weights, estimator.differentiates(problem.terms))
         yield Iteration(
             index=index,
@@ -152,7 +156,7 @@ def optimize(
         clipped, norm = clip_per_image(direction, settings.clip)
         _require_finite_gradient(norm, index)
         update = Update(norm, penalty, *checked)
-        z = stepper.step(clipped, settings.learning_rate, regularizer.project)
+        z = stepper.step(clipped, settings.learning_rate, regularizer.project, z[:held])
 
 
 def _gradient_of(

@@ -43,8 +43,12 @@ class NoiseOptimizer:
         gradient: Tensor,
         learning_rate: float,
         project: Callable[[Tensor], Tensor] = lambda z: z,
+        held: Tensor | None = None,
     ) -> Tensor:
-        """One ascent step along `gradient`, then `project`; returns a tensor of its own."""
+        """One ascent step along `gradient`, then `project`; returns a tensor of its own.
+
+        `held`: the first noises, where they are to stay what they are.
+        """
         for group in self._inner.param_groups:
             group["lr"] = learning_rate
         if self.name == "unit":
@@ -53,6 +57,8 @@ class NoiseOptimizer:
         self._inner.step()
         self._parameter.grad = None
         self._parameter.data.copy_(project(self._parameter.detach()))
+        if held is not None:
+            self._parameter.data[: len(held)] = held
         return self._parameter.detach().clone()
 
     def state(self) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..dno_core import (
-    Finish,
     Iteration,
     NonFinite,
+    Part,
     PermutationRegularizer,
     Problem,
     Recorder,
@@ -58,12 +58,12 @@ def climb(
     progress: Progress,
     seeds: Sequence[int] = (),
     quality: FullQuality | None = None,
-    finish: Finish | None = None,
+    parts: Sequence[Part] = (),
 ) -> tuple[Trajectory, Tensor]:
     """The run's trajectory and the last x_T. `seeds`: those that z was chosen from, if any were.
 
-    `quality`: at which the result is drawn again, where the problem's own is lower. `finish`: the
-    problem of the last iterations, where it is another.
+    `quality`: at which the result is drawn again, where the problem's own is lower. `parts`: those
+    in which the run goes on otherwise.
     """
     earlier = request.resume
     if earlier is not None:
@@ -85,6 +85,9 @@ def climb(
             lights = lights_of_run(infos, recorder.records)
             checked = tolerance is not None and exact and recorder.records[-1].index > start
             said = meta(request, seeds, checked, session.settle(), follower.cosine)
+            for part in parts:
+                if part.held:
+                    said["late_from"] = part.start
             return recorder.finish(reason, (*lights, *failures), said)
 
         iterations = optimize(
@@ -98,7 +101,7 @@ def climb(
             check_tolerance=tolerance,
             start=start,
             optimizer_state=None if earlier is None else earlier.optimizer_state,
-            finish=finish,
+            parts=parts,
         )
         follower = _Follower(request, recorder, session, progress, to_latent, seeds)
         try:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..dno_core import (
     Backpropagation,
-    Finish,
     Trajectory,
     best_iterations,
     climbed,
@@ -32,6 +31,7 @@ from .comfy_bridge.scope import NormalInputs, gradient_scope, normal_copies
 from .comfy_bridge.tiny_vae import tiny_vae
 from .cost import planned_cost
 from .live.start import changes_to_repeat, has_panel
+from .parts import parts_lines, parts_of
 from .redraw import FullQuality
 from .request import TINY_VAE, Request, Result
 from .resume import is_done, require_same_run
@@ -140,17 +140,12 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
             taken, means = request.loop_steps(steps), request.redraw_means(steps)
             graphs = noise_map.graphs.memory if pulls else None
             forecast = forecast_line(model, vae, z, iterations, taken, graphs)
-            full_from = request.full_from(steps)
-            if full_from is not None:
-                forecast += f"\nfrom iteration {full_from} on in all {steps} steps"
+            forecast = "\n".join([forecast, *parts_lines(request, steps)])
             if means:
                 forecast += f"\nthen the best is drawn again with {means}"
             progress.plan(steps * planned_cost(request, iterations, steps), forecast)
             decoder = BlockDecoder(vae, to_latent, progress.call)
             problem = _RunProblem(noise_map.coarse(taken), decoder, request.terms)
-            finish = None
-            if full_from is not None:
-                finish = Finish(full_from, _RunProblem(noise_map, decoder, request.terms))
             z, seeds = starting_noise(request, problem, z, draw, progress)
 
             def sample(noise: Tensor) -> Tensor:
@@ -167,8 +162,9 @@ def _optimized(request: Request, latent: Tensor, sigmas: Tensor) -> Trajectory:
                     device=request.model.load_device,
                     progress=progress,
                 )
+            parts = parts_of(request, problem, noise_map)
             trajectory, final = climb(
-                request, problem, z, to_latent, progress, seeds, quality, finish
+                request, problem, z, to_latent, progress, seeds, quality, parts
             )
             trajectories.append(trajectory)
             return final

@@ -18,29 +18,44 @@ LOW_VRAM = "low VRAM"
 
 _CLIMB = {
     "optimizer": "adam",
-    "warmup": 0,
+    "warmup": 4,
     "decay": "constant",
     "screen_seeds": 1,
+    "gradient_mode": "spread k",
+    "gradient_steps": 5,
     "optimize_steps": 0,
     "finish_iterations": 0,
-    "gradient_mode": "spread k",
-    "gradient_steps": 10,
+    "late_iterations": 0,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {
         **_CLIMB,
-        "iterations": 10,
-        "learning_rate": 0.015,
+        "iterations": 12,
+        "learning_rate": 0.03,
+        "late_iterations": 7,
         "time_limit": 60.0,
-        "gradient_steps": 5,
     },
-    "balanced": {**_CLIMB, "iterations": 20, "learning_rate": 0.015, "time_limit": 180.0},
-    "strong": {**_CLIMB, "iterations": 50, "learning_rate": 0.0075, "time_limit": 600.0},
+    "balanced": {
+        **_CLIMB,
+        "iterations": 30,
+        "learning_rate": 0.03,
+        "late_iterations": 25,
+        "time_limit": 180.0,
+    },
+    "strong": {
+        **_CLIMB,
+        "iterations": 50,
+        "learning_rate": 0.0075,
+        "warmup": 0,
+        "gradient_steps": 10,
+        "time_limit": 600.0,
+    },
     LOW_VRAM: {
         **_CLIMB,
         "iterations": 10,
         "learning_rate": 0.06,
+        "warmup": 0,
         "time_limit": 300.0,
         "screen_seeds": 32,
     },

@@ -17,6 +17,7 @@ from ..dno_core import (
     StopChoice,
     Term,
     Trajectory,
+    late_begin,
 )
 from .drawing import Drawing
 from .live.changes import Change, write_changes
@@ -57,6 +58,7 @@ class Request:
     loop_decoder: str = FULL_VAE
     graph_memory: str = "auto"
     finish_iterations: int = 0
+    late_iterations: int = 0
     resume: Trajectory | None = None
     node_id: str | None = None
     workflow: str | None = None
@@ -89,15 +91,33 @@ class Request:
 
     def full_from(self, steps: int) -> int | None:
         """The first iteration that takes all of a schedule's steps where those before take fewer;
-        None if there is none. A run that is resumed in its last part stays in it."""
+        None if there is none. A run that is resumed in that part stays in it."""
         if self.loop_steps(steps) == steps:
             return None
-        earlier = self.resume
-        records = () if earlier is None else earlier.records
+        records = () if self.resume is None else self.resume.records
         begun = next((record.index for record in records if record.steps == steps), None)
+        late = self.late_from(steps)
         if begun is not None or self.finish_iterations == 0:
+            return late if begun is None else begun
+        start = self._last_part(self.finish_iterations)
+        return start if late is None else min(start, late)
+
+    def late_from(self, steps: int) -> int | None:
+        """The first iteration in which the noise of the late steps moves alone; None if there is
+        none: not asked for, no noise enters late, or probes move all of it. A run that is resumed
+        in that part stays in it."""
+        if self.eta == 0 or steps - late_begin(steps) < 2:
+            return None
+        if self.gradient_estimator.runs(self.terms):
+            return None
+        begun = None if self.resume is None else self.resume.meta.get("late_from")
+        if isinstance(begun, int) and self.resume is not None and begun <= self.resume.last:
             return begun
-        return max(self.iterations - self.finish_iterations, earlier.last + 1 if earlier else 0)
+        return self._last_part(self.late_iterations) if self.late_iterations else None
+
+    def _last_part(self, length: int) -> int:
+        """Where a part of so many iterations begins: after those that are done already."""
+        return max(self.iterations - length, 0 if self.resume is None else self.resume.last + 1)
 
     def redraw_means(self, steps: int) -> str:
         """What the result of the iterations is drawn again with: "all 20 steps and the full VAE";
@@ -147,6 +167,7 @@ def meta(
         "gradient_mode": request.gradient_mode,
         "optimize_steps": request.optimize_steps,
         "finish_iterations": request.finish_iterations,
+        "late_iterations": request.late_iterations,
         "loop_decoder": request.loop_decoder,
         "estimator": type(request.gradient_estimator).__name__,
         "regularizer": type(request.regularizer or PermutationRegularizer()).__name__,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -19,19 +18,22 @@ from torch import Tensor
 
 from comfyui_dno.dno_core import (
     TYPICAL,
-    Finish,
     GradientMode,
     Iteration,
+    LateMap,
     NonFinite,
+    Part,
     Problem,
+    Settings,
+    late_begin,
+    learning_rate_at,
     optimize,
-    screen,
 )
 
 from .climbs import make, settings_of
 from .counting import DECODE, FORWARD, CountingMap
 from .curves import Snapshot, snapshot
-from .setting import Bench, draw
+from .setting import Bench
 
 REDRAWN = 2
 """The winner and the picture one began with."""
@@ -68,9 +70,8 @@ def loop_of(
 
     `regularizer`: {"class": name in dno_core, and its arguments}. `mode`: the arguments of
     GradientMode. `optimize_steps`: steps of the loop (0: all). `finish_iterations`: so many of the
-    `iterations`, the last ones, take all steps. `screen_seeds`: so many are drawn first, and the
-    best one of every picture is climbed from.
-    """
+    `iterations`, the last ones, take all steps. `late_iterations`: so many of them move the noise
+    of the last two fifths of the steps alone. `warmup`: of the learning rate."""
     mode = GradientMode(**options.get("mode", {}))
     keeper = make(options["regularizer"])
     settings = settings_of(learning_rate, keeper)
@@ -81,24 +82,27 @@ def loop_of(
 
     steps, last = options.get("optimize_steps", 0), options.get("finish_iterations", 0)
     noise_map: Any = bench.noise_map
+
+    def settings_at(index: int) -> Settings:
+        rate = learning_rate_at(index, learning_rate, options.get("warmup", 0))
+        return replace(settings, learning_rate=rate)
+
     begun = problem(noise_map.coarse(steps) if steps else noise_map)
-    z, count = bench.z, options.get("screen_seeds", 1)
-    if count > 1:
-        z = screen(partial(_another, bench), begun, settings.weights, count).noise
+    parts = [Part(iterations - last, problem(noise_map))] if last else []
+    late = options.get("late_iterations", 0)
+    if late:
+        end = LateMap(noise_map.in_mode(mode), late_begin(len(noise_map.steps)))
+        counted = replace(bench.problem, noise_map=CountingMap(end, bench.costs))
+        parts.append(Part(iterations - late, counted, end.held))
     return optimize(
         begun,
-        z,
-        lambda index: settings,
+        bench.z,
+        settings_at,
         seed=bench.key,
         regularizer=keeper,
         check_tolerance=None,
-        finish=Finish(iterations - last, problem(noise_map)) if last else None,
+        parts=parts,
     )
-
-
-def _another(bench: Bench, index: int) -> Tensor:
-    """The noise that the seeds `index` further on would draw."""
-    return draw([case.seed + index for case in bench.cases], bench.noise_map.steps)
 
 
 def _until_overflow(run: Iterable[Iteration]) -> Iterator[Iteration]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from comfyui_dno.dno_core import Decoder, GradientMode, ModalMap, Path
+from comfyui_dno.dno_core import Decoder, GradientMode, LateMap, ModalMap, Path
+from comfyui_dno.dno_core.noise_map.sampler import kept_steps
 
 FORWARD = 1.0
 BACKWARD = 2.4
@@ -43,7 +44,9 @@ class CountingMap:
     costs: Costs
 
     def forward(self, z: Tensor) -> Path:
-        self.costs.charge(z.shape[1] * len(self.inner.steps), FORWARD)
+        known = self.inner.known(z) if isinstance(self.inner, LateMap) else ()
+        run = len(self.inner.steps) - max(len(known) - 1, 0)
+        self.costs.charge(z.shape[1] * run, FORWARD)
         return self.inner.forward(z)
 
     def forward_to_pull(self, z: Tensor) -> Path:
@@ -52,7 +55,9 @@ class CountingMap:
 
     def pull(self, z: Tensor, path: Path, v: Tensor) -> Tensor:
         mode = self.inner.mode if isinstance(self.inner, ModalMap) else GradientMode()
-        self.costs.charge(z.shape[1] * mode.costs(len(self.inner.steps)), BACKWARD)
+        first = self.inner.begin + 1 if isinstance(self.inner, LateMap) else 0
+        pulled = kept_steps(len(self.inner.steps), mode, len(self.inner.steps), first)
+        self.costs.charge(z.shape[1] * len(pulled), BACKWARD)
         return self.inner.pull(z, path, v)
 
     def __getattr__(self, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,10 @@ TAKEN_IN_FEW, TAKEN_IN_ALL = 12, 8
 """Runs in two parts: mode and steps of the first; iterations of it, and of the last on all steps.
 """
 
+LATE_MODES = ("spread5",)
+WARMUP, BEFORE_LATE, LATE = 4, 5, 25
+"""Runs that end with the noise of the late steps alone: iterations before that, and of that."""
+
 
 def _arm(mode: str, steps: int) -> Arm:
     name, arguments = MODES[mode]
@@ -79,6 +84,19 @@ def _finishing(mode: str, steps: int) -> Arm:
     return _tuned(f"{mode}_{steps}_{STEPS}", label, recipe)
 
 
+def _late(mode: str) -> Arm:
+    name, arguments = MODES[mode]
+    options = {
+        "regularizer": PAPER,
+        "mode": arguments,
+        "late_iterations": LATE,
+        "warmup": WARMUP,
+    }
+    recipe = Recipe("cheap.cheap", options, steps=STEPS, iterations=BEFORE_LATE + LATE)
+    label = f"{name}, {STEPS} steps, warm-up; from {BEFORE_LATE} on late noise"
+    return replace(_tuned(f"{mode}_late", label, recipe), tuned_for=0)
+
+
 def _tuned(name: str, label: str, recipe: Recipe) -> Arm:
     return Arm(
         name,
@@ -101,6 +119,7 @@ ARMS = (
     ),
     *(_arm(*planned) for planned in PLAN),
     *(_finishing(*planned) for planned in FINISHING),
+    *map(_late, LATE_MODES),
 )
 
 
@@ -132,6 +151,10 @@ EXPERIMENT = Experiment(
         Figure(
             "Climbs in all steps",
             (REFERENCE, "spread10_50", "spread5_50", "last3_50", "linear_50"),
+        ),
+        Figure(
+            "Climbs that end with the late noise",
+            (REFERENCE, "spread10_50", *(f"{mode}_late" for mode in LATE_MODES)),
         ),
         Figure(
             "Climbs in few steps",

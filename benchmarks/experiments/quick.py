@@ -12,6 +12,9 @@ PROMPTS, ITERATIONS, STEPS = 2, 2, 3
 
 PLAIN_SAMPLES = 4
 
+PARTS = ("finish_iterations", "late_iterations")
+"""Options that say how long the last part of a run is."""
+
 
 def quick(experiment: Experiment) -> Experiment:
     """2 prompts, 2 iterations, 3 steps; only arms of rank 0 are tuned, in 2 trials on 1 prompt."""
@@ -25,13 +28,12 @@ def quick(experiment: Experiment) -> Experiment:
 
 def _small(arm: Arm) -> Arm:
     first = arm.rank == 0
-    finishes = "finish_iterations" in arm.recipe.options
-    iterations = min(ITERATIONS if first or finishes else 1, arm.recipe.iterations)
+    parted = not set(PARTS).isdisjoint(arm.recipe.options)
+    iterations = min(ITERATIONS if first or parted else 1, arm.recipe.iterations)
     options = dict(arm.recipe.options)
     if "optimize_steps" in options:
         options["optimize_steps"] = STEPS - 1
-    if finishes:
-        options["finish_iterations"] = 1
+    options |= {name: 1 for name in PARTS if name in options}
     return replace(
         arm,
         recipe=replace(arm.recipe, iterations=iterations, steps=STEPS, options=options),

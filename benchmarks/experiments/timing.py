@@ -69,21 +69,24 @@ def _timed(arm: Arm, bench: Bench) -> Price:
     """One start and one iteration of each part, for the whole batch."""
     recipe = arm.recipe
     start, iteration = _part(bench, recipe.options)
-    screened = recipe.options.get("screen_seeds", 1)
-    begun = start * (1 + screened if screened > 1 else 1)
     last = recipe.options.get("finish_iterations", 0)
+    late = recipe.options.get("late_iterations", 0)
     if last:
         draw, later = _part(bench, {**recipe.options, "optimize_steps": 0})
         # the first picture besides, and all steps where the last part begins
-        return Price(begun, iteration, 2 * draw - start, later, recipe.iterations - last)
+        return Price(start, iteration, 2 * draw - start, later, recipe.iterations - last)
+    if late:
+        _, later = _part(bench, recipe.options, late=1)
+        return Price(start, iteration, 0.0, later, recipe.iterations - late)
     if "optimize_steps" in recipe.options:
-        return Price(begun, iteration, REDRAWN * _drawing(bench))
-    return Price(begun, iteration)
+        return Price(start, iteration, REDRAWN * _drawing(bench))
+    return Price(start, iteration)
 
 
-def _part(bench: Bench, options: Mapping[str, Any]) -> tuple[float, float]:
-    """Seconds of the first drawing and of an iteration."""
-    run = loop_of(bench, 0.01, 1, {**options, "finish_iterations": 0, "screen_seeds": 1})
+def _part(bench: Bench, options: Mapping[str, Any], late: int = 0) -> tuple[float, float]:
+    """Seconds of the first drawing and of an iteration; of a late one, with `late`."""
+    one_part = {**options, "finish_iterations": 0, "late_iterations": late}
+    run = loop_of(bench, 0.01, 1, one_part)
     marks = [time.process_time()]
     for _ in islice(run, 2):
         marks.append(time.process_time())

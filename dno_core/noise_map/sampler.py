@@ -68,14 +68,14 @@ class SamplerMap:
     mode: GradientMode = EXACT
     keep: int = 0
 
-    def forward(self, z: Tensor) -> Path:
-        return sample(self.denoise, self.steps, z, self.start)
+    def forward(self, z: Tensor, latents: tuple[Tensor, ...] = ()) -> Path:
+        return sample(self.denoise, self.steps, z, self.start, latents=latents)
 
-    def forward_to_pull(self, z: Tensor) -> Path:
-        kept = kept_steps(len(self.steps), self.mode, self.keep)
-        return sample(self.denoise, self.steps, z, self.start, kept)
+    def forward_to_pull(self, z: Tensor, latents: tuple[Tensor, ...] = (), begin: int = 0) -> Path:
+        kept = kept_steps(len(self.steps), self.mode, self.keep, begin + 1 if begin else 0)
+        return sample(self.denoise, self.steps, z, self.start, kept, latents)
 
-    def pull(self, z: Tensor, path: Path, v: Tensor) -> Tensor:
+    def pull(self, z: Tensor, path: Path, v: Tensor, begin: int = 0) -> Tensor:
         exact_at = self.mode.exact_at(len(self.steps))
         return sweep(
             self.denoise,
@@ -87,6 +87,7 @@ class SamplerMap:
             exact_at,
             self.mode.holds,
             graphs=path.graphs,
+            begin=begin,
         )
 
     def in_mode(self, mode: GradientMode) -> SamplerMap:
@@ -108,13 +109,13 @@ def vjp(function: Callable[..., Tensor], inputs: Sequence[Tensor], v: Tensor) ->
         ledger.close()
 
 
-def kept_steps(steps: int, mode: GradientMode, keep: int) -> frozenset[int]:
-    """The last `keep` of those steps whose J^T v the mode computes.
+def kept_steps(steps: int, mode: GradientMode, keep: int, begin: int = 0) -> frozenset[int]:
+    """The last `keep` of those steps whose J^T v the mode computes, from step `begin` on.
 
     The sweep meets them first, so their memory is free again for those that it recomputes.
     """
     exact_at = mode.exact_at(steps)
-    wanted = sorted(range(steps) if exact_at is None else exact_at)
+    wanted = sorted(range(begin, steps) if exact_at is None else exact_at - set(range(begin)))
     return frozenset(wanted[max(len(wanted) - keep, 0) :])
 
 
@@ -125,10 +126,12 @@ def sample(
     z: Tensor,
     start: Callable[[Tensor], Tensor],
     keep: Collection[int] = (),
+    latents: Sequence[Tensor] = (),
 ) -> Path:
     """Run the sampler on noise z [N,B,C,H,W], N = noise_count(steps); x_0 = start(z_0).
 
-    At the steps `keep` the denoiser's graph is kept. Raises ValueError if z does not hold the N
+    At the steps `keep` the denoiser's graph is kept. `latents` x_0 .. x_m of a run with the same
+    first noises: this one goes on from the last of them. Raises ValueError if z does not hold the N
     noises that the steps use.
     """
     if z.shape[0] != noise_count(steps):
@@ -136,14 +139,14 @@ def sample(
             f"The noise holds {z.shape[0]} tensors and the steps use {noise_count(steps)}. "
             "Draw it for this schedule."
         )
-    x = start(z[0])
-    latents = []
+    x = latents[-1] if latents else start(z[0])
+    seen = list(latents[:-1])
     graphs: dict[int, Graph] = {}
     ledger = Ledger()
     try:
         with ledger.watching() if keep else nullcontext():
-            for step in steps:
-                latents.append(x)
+            for step in steps[len(seen) :]:
+                seen.append(x)
                 if step.index in keep:
                     graph = Graph(partial(_denoise_at, denoise, step.sigma), [x, z[0]], ledger)
                     graphs[step.index], denoised = graph, graph.value
@@ -155,7 +158,7 @@ def sample(
     except BaseException:
         ledger.close()
         raise
-    return Path(tuple(latents), x, graphs)
+    return Path(tuple(seen), x, graphs)
 
 
 def sweep(
@@ -170,6 +173,7 @@ def sweep(
     cut: bool = False,
     jacobian: Tensor | float = 1.0,
     graphs: MutableMapping[int, Graph] | None = None,
+    begin: int = 0,
 ) -> Tensor:
     """Pull v = d objective / d x_T back to every noise; returns dz [N,B,C,H,W] in float32 or wider.
 
@@ -183,7 +187,8 @@ def sweep(
     identity. `jacobian` is what then stands for it, number by number: the square of a noise mask,
     which the denoiser applies to what it is given and to what it returns. With `cut` the sweep ends
     at the first of those steps that it meets: the noises before are left with no gradient, as if
-    the latent there had been detached.
+    the latent there had been detached. `begin`: the noises that enter before this step is over get
+    none either, and what only they need is not computed.
     """
     wide = torch.promote_types(z0.dtype, torch.float32)
     dz = torch.zeros((noise_count(steps), *z0.shape), dtype=wide, device=z0.device)
@@ -192,6 +197,9 @@ def sweep(
     for step, x in zip(reversed(steps), reversed(latents), strict=True):
         if step.noise is not None:
             dz[step.noise] = step.c * v
+        if begin and step.index == begin:
+            dz[0] = 0  # a noise mask mixes it in at every step
+            return dz
         if exact_at is None or step.index in exact_at:
             graph = graphs.pop(step.index, None) if graphs else None
             if graph is None:

@@ -12,7 +12,7 @@ from weakref import ref
 import comfy.model_management
 from torch import Tensor
 
-from ...dno_core import CoarseMap, Evaluation, NoiseMap, Path, Problem
+from ...dno_core import CoarseMap, Evaluation, LateMap, NoiseMap, Path, Problem
 from ...dno_core.noise_map.recompute import Recomputation
 from ...dno_core.noise_map.saved import Care, saving_ledger
 from .blocks import block_recomputation
@@ -109,8 +109,8 @@ class CallGraphs:
 
 
 def graphs_of(noise_map: NoiseMap) -> CallGraphs | None:
-    """Of a map on a ComfyUI model, coarse or not; None for any other."""
-    inner = noise_map.inner if isinstance(noise_map, CoarseMap) else noise_map
+    """Of a map on a ComfyUI model, coarse, late or whole; None for any other."""
+    inner = noise_map.inner if isinstance(noise_map, (CoarseMap, LateMap)) else noise_map
     graphs = getattr(inner, "graphs", None)
     return graphs if isinstance(graphs, CallGraphs) else None
 

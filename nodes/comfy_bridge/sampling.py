@@ -28,6 +28,7 @@ from ...dno_core import (
     coarse_sigmas,
     ddim_steps,
     flow_steps,
+    held_noises,
     noise_count,
     sweep,
 )
@@ -95,25 +96,29 @@ class ComfyMap:
         latent = _tiled(self._latent_image, z0.shape[0])
         return self._sampling.noise_scaling(self._sigmas[0], z0, latent, self._max_denoise)
 
-    def forward(self, z: Tensor) -> Path:
+    def forward(self, z: Tensor, latents: tuple[Tensor, ...] = ()) -> Path:
         """Run the stock sampler function, fed with z [N,B,...]; keep the latents it asked about.
 
         z [N, c B, ...] runs c noises for the B images side by side, where `probe_room` allows.
+        `latents` x_0 .. x_m of the last run, if its first noises were the same: this one goes on
+        from there.
         """
-        return self._run(z, _Recording(self._masked, self._before_step))
+        return self._run(z, _Recording(self._masked, self._before_step, latents))
 
-    def forward_to_pull(self, z: Tensor) -> Path:
-        """`forward`, with the graphs of as many denoiser calls kept as there is memory for."""
-        steps = len(self.steps)
-        kept = kept_steps(steps, self.mode, self.graphs.keep(self.mode.costs(steps)))
+    def forward_to_pull(self, z: Tensor, latents: tuple[Tensor, ...] = (), begin: int = 0) -> Path:
+        """`forward`, with the graphs of as many denoiser calls kept as there is memory for, of
+        those that a pull with this `begin` differentiates."""
+        steps, first = len(self.steps), begin + 1 if begin else 0
+        wanted = kept_steps(steps, self.mode, steps, first)
+        kept = kept_steps(steps, self.mode, self.graphs.keep(len(wanted)), first)
         if not kept:
-            return self.forward(z)
+            return self.forward(z, latents)
         free_loaded_weights()
         free_control_hints(self._guider.conds)
         with self.graphs.care.taken():
             ledger = Ledger()
         graph = partial(self._graph, z[0], ledger)
-        keeping = _Keeping(self._masked, self._before_step, kept, graph)
+        keeping = _Keeping(self._masked, self._before_step, latents, kept, graph)
         try:
             with ledger.watching():
                 path = self._run(z, keeping)
@@ -127,17 +132,21 @@ class ComfyMap:
 
     @torch.no_grad()
     def _run(self, z: Tensor, recording: _Recording) -> Path:
+        begin = len(recording.latents)
         for state in self._replayed:
-            state.begin()
-        noises = iter(z[1:])
+            if begin:
+                state.go_to(begin)
+            else:
+                state.begin()
+        noises = iter(z[held_noises(self.steps, begin) :])
         options: dict[str, Any] = {}
         if self._eta > 0:
             options = {"eta": self._eta, "noise_sampler": lambda *_: next(noises)}
         recording.cost = FORWARD_COST * (z.shape[1] // self._latent_image.shape[0])
         final = sampler_function(self._eta)(
             recording,
-            self.start(z[0]),
-            self._sigmas,
+            self.start(z[0]) if recording.begun is None else recording.begun,
+            self._sigmas[begin:],
             extra_args=self._inpainting(z[0]),
             disable=True,
             **options,
@@ -165,15 +174,16 @@ class ComfyMap:
             return 1
         return wanted or memory_room(self._guider, tuple(z.shape[1:]))
 
-    def pull(self, z: Tensor, path: Path, v: Tensor) -> Tensor:
-        """d objective / d z from v = d objective / d x_T, one denoiser graph at a time."""
+    def pull(self, z: Tensor, path: Path, v: Tensor, begin: int = 0) -> Tensor:
+        """d objective / d z from v = d objective / d x_T, one denoiser graph at a time; 0 for the
+        noises that enter before step `begin` is over."""
         free_loaded_weights()
         free_control_hints(self._guider.conds)
         kept = bool(path.graphs)
         care = self.graphs.care
         try:
             with care.taken():
-                pulled = self._sweep(z, path, v)
+                pulled = self._sweep(z, path, v, begin)
             if not self.graphs.memory.by_blocks:
                 care.passed()
             return pulled
@@ -189,9 +199,9 @@ class ComfyMap:
         finally:
             self._masked.noise = None
         path.drop()  # something wrote to what was kept since the forward run: compute it once more
-        return self.pull(z, path, v)
+        return self.pull(z, path, v, begin)
 
-    def _sweep(self, z: Tensor, path: Path, v: Tensor) -> Tensor:
+    def _sweep(self, z: Tensor, path: Path, v: Tensor, begin: int) -> Tensor:
         return sweep(
             self.denoise,
             self.steps,
@@ -203,6 +213,7 @@ class ComfyMap:
             self.mode.holds,
             jacobian=1.0 if self._denoise_mask is None else self._denoise_mask.square(),
             graphs=path.graphs,
+            begin=begin,
         )
 
     def in_mode(self, mode: GradientMode) -> ComfyMap:
@@ -295,10 +306,14 @@ def _tiled(values: Tensor, images: int) -> Tensor:
 class _Recording:
     """The model as a sampler function sees it, which notes every x it is asked about."""
 
-    def __init__(self, model: Any, before: Callable[[int, int], None]) -> None:
-        """`before` is told of every call: its index and its `cost`."""
+    def __init__(
+        self, model: Any, before: Callable[[int, int], None], latents: tuple[Tensor, ...] = ()
+    ) -> None:
+        """`before` is told of every call: its index and its `cost`. `latents`: those to begin with,
+        the last of which is asked about first."""
         self.inner_model = model.inner_model
-        self.latents: list[Tensor] = []
+        self.begun = latents[-1] if latents else None
+        self.latents: list[Tensor] = list(latents[:-1])
         self.graphs: dict[int, Graph] = {}
         self.cost = FORWARD_COST
         self._model = model
@@ -321,10 +336,11 @@ class _Keeping(_Recording):
         self,
         model: Any,
         before: Callable[[int, int], None],
+        latents: tuple[Tensor, ...],
         kept: Collection[int],
         graph: Callable[[Tensor, int], Graph],
     ) -> None:
-        super().__init__(model, before)
+        super().__init__(model, before, latents)
         self._kept = kept
         self._graph = graph
 

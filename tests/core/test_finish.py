@@ -27,11 +27,11 @@ from comfyui_dno.dno_core import (
     OPTIMIZERS,
     CoarseMap,
     Coarsening,
-    Finish,
     GradientMode,
     Iteration,
     NoiseOptimizer,
     NoRegularizer,
+    Part,
     PermutationRegularizer,
     Problem,
     Recorder,
@@ -68,10 +68,10 @@ def run(count: int, full_from: int | None, **options: Any) -> list[Iteration]:
     few, whole = options.pop("problems", None) or problems()
     options = {"seed": 3, "regularizer": PermutationRegularizer(permutations=4)} | options
     z = options.pop("z", None)
-    finish = None if full_from is None else Finish(full_from, whole)
+    parts = () if full_from is None else (Part(full_from, whole),)
     noise = small_noise() if z is None else z
     quick = Typicality(permutations=5)
-    iterations = optimize(few, noise, SETTINGS, typicality=quick, finish=finish, **options)
+    iterations = optimize(few, noise, SETTINGS, typicality=quick, parts=parts, **options)
     return list(islice(iterations, count))
 
 
