@@ -131,6 +131,24 @@ def test_a_run_calls_decodes_and_scores_as_often_as_its_mode_asks_and_never_with
     assert set(ledger.batches) == {4}
 
 
+@pytest.mark.parametrize("graphs", ["store", "recompute"])
+@pytest.mark.parametrize(("mode", "differentiated"), [("exact", 2), ("spread k", 1)])
+def test_while_only_late_noises_move_only_late_steps_are_called(
+    mode: str, differentiated: int, graphs: str
+) -> None:
+    """Three of seven, and at the first of them no gradient is needed: no late noise is in yet."""
+    from comfyui_dno.nodes import optimization
+
+    changes = {"gradient_mode": mode, "gradient_steps": 3, "graph_memory": graphs}
+    asked = request(steps=7, iterations=3, late_iterations=2, check_gradient=False, **changes)
+    with kept(asked) as ledger:
+        optimization.run(asked)
+    whole, late, scored = "C" * 7, "C" * 3, "DSP"
+    first = whole + scored + "C" * (7 if mode == "exact" else 3)
+    back = "" if graphs == "store" else "C" * differentiated
+    assert ledger.story == first + whole + scored + back + late + scored + back + late + "DSV"
+
+
 def test_without_guidance_the_negative_prompt_is_not_computed() -> None:
     from comfyui_dno.nodes import optimization
 

@@ -43,6 +43,7 @@ WIDGETS = [
     "loop_decoder",
     "graph_memory",
     "finish_iterations",
+    "late_iterations",
 ]
 """In this order saved workflows store their values: new widgets go to the end, none may move."""
 
