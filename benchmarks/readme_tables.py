@@ -110,10 +110,14 @@ def full_size_parts() -> str:
 
 def gain() -> str:
     """Seconds to 90 % of the exact mode's gain, arm by arm."""
-    head = ("way", "s / iteration", "iterations", "seconds", "times faster", "judge")
+    head = (
+        "way", "s / first iteration", "iterations", "seconds", "times faster", "judge",
+        "% of the gain, at the end",
+    )  # fmt: skip
     rows = (
         (row["label"], three(row["seconds_an_iteration"]), str(row["iteration"] or "-"),
-         three(row["seconds"]), three(row.get("speed_up")), three(row["judge"]))
+         three(row["seconds"]), three(row.get("speed_up")), three(row["judge"]),
+         f"{100 * row['share_of_all']:.0f}")
         for row in load("time_to_gain.json")["arms"].values()
     )  # fmt: skip
     return markdown(head, rows)

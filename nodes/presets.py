@@ -45,9 +45,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "strong": {
         **_CLIMB,
-        "iterations": 50,
-        "learning_rate": 0.0075,
-        "warmup": 0,
+        "iterations": 60,
+        "learning_rate": 0.015,
+        "late_iterations": 40,
         "gradient_steps": 10,
         "time_limit": 600.0,
     },
@@ -70,8 +70,8 @@ def preset_input() -> Any:
         options=[CUSTOM, *PRESETS],
         default=CUSTOM,
         optional=True,
-        tooltip="Sets iterations, learning rate, time limit and seeds to values that go together: "
-        "fast ends after the iteration in which one minute has passed, balanced three, strong ten. "
+        tooltip="Sets iterations, learning rate, gradient, time limit and seeds to values that go "
+        "together: fast ends after the iteration in which one minute has passed, balanced three, strong ten. "
         "low VRAM needs no more memory than plain sampling: it starts from the best of 32 seeds "
         "and probes instead of differentiating, which gains less. custom: the widgets as they are.",
         extra_dict={"dno_presets": PRESETS},
