@@ -71,7 +71,8 @@ def preset_input() -> Any:
         default=CUSTOM,
         optional=True,
         tooltip="Sets iterations, learning rate, gradient, time limit and seeds to values that go "
-        "together: fast ends after the iteration in which one minute has passed, balanced three, strong ten. "
+        "together: fast ends after the iteration in which one minute has passed, balanced three, "
+        "strong ten. "
         "low VRAM needs no more memory than plain sampling: it starts from the best of 32 seeds "
         "and probes instead of differentiating, which gains less. custom: the widgets as they are.",
         extra_dict={"dno_presets": PRESETS},
