@@ -41,7 +41,7 @@ def cases() -> Iterator[Case | Rival]:
     yield Case(small, long, "bf16", limit_gb=small_gb)
     yield Case(small, long, "bf16", store)
     yield Case(small, long, "bf16", blocks)
-    yield Case(small, long, "bf16", {"gradient_mode": "last k"})
+    yield Case(small, long, "bf16", {"gradient_mode": "spread k", "gradient_steps": 5})
     yield Case(small, long, "bf16", {"gradient_mode": "one step"})
     yield Case(small, long, "bf16", {"gradient_mode": "linear"})
     yield Case(small, long, "bf16", {"loop_decoder": "tiny VAE"})

@@ -66,7 +66,8 @@ def test_every_case_and_check_runs_or_says_what_this_machine_lacks(dry_run: dict
 def test_the_denoiser_is_called_as_often_as_mode_and_policy_say(dry_run: dict[str, Any]) -> None:
     """A call whose graph is kept is not made once more; tiny graphs all fit."""
     for row in dry_run["iterations"]:
-        differentiated = GradientMode(row.get("gradient_mode", "exact")).costs(DRY_STEPS)
+        mode = GradientMode(row.get("gradient_mode", "exact"), row.get("gradient_steps", 1))
+        differentiated = mode.costs(DRY_STEPS)
         keeps = row.get("graph_memory", "auto") in ("auto", "store")
         assert row["graph_calls"] == differentiated, row
         assert row["plain_calls"] == DRY_STEPS - (differentiated if keeps else 0), row
