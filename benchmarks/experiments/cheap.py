@@ -71,7 +71,8 @@ def loop_of(
     `regularizer`: {"class": name in dno_core, and its arguments}. `mode`: the arguments of
     GradientMode. `optimize_steps`: steps of the loop (0: all). `finish_iterations`: so many of the
     `iterations`, the last ones, take all steps. `late_iterations`: so many of them move the noise
-    of the last two fifths of the steps alone. `warmup`: of the learning rate."""
+    of the last two fifths of the steps alone. `warmup`: of the learning rate.
+    """
     mode = GradientMode(**options.get("mode", {}))
     keeper = make(options["regularizer"])
     settings = settings_of(learning_rate, keeper)
@@ -91,9 +92,8 @@ def loop_of(
     parts = [Part(iterations - last, problem(noise_map))] if last else []
     late = options.get("late_iterations", 0)
     if late:
-        end = LateMap(noise_map.in_mode(mode), late_begin(len(noise_map.steps)))
-        counted = replace(bench.problem, noise_map=CountingMap(end, bench.costs))
-        parts.append(Part(iterations - late, counted, end.held))
+        end = LateMap(noise_map, late_begin(len(noise_map.steps)))
+        parts.append(Part(iterations - late, problem(end), end.held))
     return optimize(
         begun,
         bench.z,

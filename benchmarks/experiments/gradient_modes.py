@@ -62,39 +62,27 @@ WARMUP, BEFORE_LATE, LATE = 4, 5, 25
 
 
 def _arm(mode: str, steps: int) -> Arm:
-    name, arguments = MODES[mode]
-    options: dict[str, Any] = {"regularizer": PAPER, "mode": arguments}
-    if steps < STEPS:
-        options |= {"optimize_steps": steps, "checkpoints": LOOKS}
-    recipe = Recipe("cheap.cheap", options, steps=STEPS, iterations=CHEAP_ITERATIONS)
-    return _tuned(f"{mode}_{steps}", f"{name}, {steps} steps", recipe)
+    few = {"optimize_steps": steps, "checkpoints": LOOKS} if steps < STEPS else {}
+    label = f"{MODES[mode][0]}, {steps} steps"
+    return _tuned(f"{mode}_{steps}", label, _recipe(mode, CHEAP_ITERATIONS, **few))
 
 
 def _finishing(mode: str, steps: int) -> Arm:
-    name, arguments = MODES[mode]
-    options = {
-        "regularizer": PAPER,
-        "mode": arguments,
-        "optimize_steps": steps,
-        "finish_iterations": TAKEN_IN_ALL,
-    }
-    iterations = TAKEN_IN_FEW + TAKEN_IN_ALL
-    recipe = Recipe("cheap.cheap", options, steps=STEPS, iterations=iterations)
-    label = f"{name}, {steps} steps; from {TAKEN_IN_FEW} on {STEPS} steps"
+    options = {"optimize_steps": steps, "finish_iterations": TAKEN_IN_ALL}
+    label = f"{MODES[mode][0]}, {steps} steps; from {TAKEN_IN_FEW} on {STEPS} steps"
+    recipe = _recipe(mode, TAKEN_IN_FEW + TAKEN_IN_ALL, **options)
     return _tuned(f"{mode}_{steps}_{STEPS}", label, recipe)
 
 
 def _late(mode: str) -> Arm:
-    name, arguments = MODES[mode]
-    options = {
-        "regularizer": PAPER,
-        "mode": arguments,
-        "late_iterations": LATE,
-        "warmup": WARMUP,
-    }
-    recipe = Recipe("cheap.cheap", options, steps=STEPS, iterations=BEFORE_LATE + LATE)
-    label = f"{name}, {STEPS} steps, warm-up; from {BEFORE_LATE} on late noise"
+    label = f"{MODES[mode][0]}, {STEPS} steps, warm-up; from {BEFORE_LATE} on late noise"
+    recipe = _recipe(mode, BEFORE_LATE + LATE, late_iterations=LATE, warmup=WARMUP)
     return replace(_tuned(f"{mode}_late", label, recipe), tuned_for=0)
+
+
+def _recipe(mode: str, iterations: int, **options: Any) -> Recipe:
+    described = {"regularizer": PAPER, "mode": MODES[mode][1], **options}
+    return Recipe("cheap.cheap", described, steps=STEPS, iterations=iterations)
 
 
 def _tuned(name: str, label: str, recipe: Recipe) -> Arm:
